@@ -1,0 +1,240 @@
+"""Every setting that affects a result, as frozen dataclasses: data sets x profiles.
+
+Table 5 of the paper is data here (`PAPER`): one `Experiment` per column. The `smoke`,
+`laptop` and `gpu` profiles are the same dataclasses at another size, so a number can
+always be traced to the settings that made it. `experiment(profile, data)` is the lookup
+that notebooks and commands use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work, found before any work starts."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' (did you mean X?)' for the closest of `known`, or the empty string."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the images show and how they were taken. Camera distances are in units of the cube [-1, 1]^3."""
+
+    name: str  # 'procedural_chairs', 'furniture_tables', ...
+    num_objects: int = 64  # training objects; held-out ones are added on top by the reader
+    heldout_objects: int = 8
+    train_views: int = 40  # views per object that training may draw
+    heldout_views: int = 8  # views per object that only evaluation sees
+    resolution: int = 48  # images are resolution x resolution
+    field_of_view: float = 36.0  # degrees, full angle, both axes
+    camera_distance: float = 4.0
+    elevation: tuple[float, float] = (-10.0, 60.0)  # degrees, uniform in sin(elevation)
+    supersampling: int = 4  # rays (or pixels) per image pixel and axis, box-filtered
+    variants: int = 1  # furniture: re-coloured, re-scaled versions of each base model
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AutodecoderConfig:
+    """The network G = G2 o G1 (Sec. 3.1, B.1). Defaults are Table 5's Chairs column."""
+
+    embedding_dim: int = 1024  # z-length
+    max_channels: int = 512  # features at the 4^3 start; halved by each block
+    base_resolution: int = 4
+    resolution: int = 64  # VoxelGridSize
+    depth: int = 4  # residual blocks per resolution
+    depth_counts_up_block: bool = True  # False: `depth` further blocks after the up block (rival reading)
+    attention_resolutions: tuple[int, ...] = (8, 16)
+    latent_resolution: int = 8  # where G is split into G1 and G2
+    lbs_channels: int = 0  # 10 for articulated subjects (1 + 3 + 10 output channels)
+    density_activation: Literal["relu", "softplus"] = "relu"
+    density_scale: float = 1.0  # sigma = density_scale * activation(raw), per unit length
+    density_bias: float = 0.0  # initial bias of the raw density
+    colour_activation: Literal["none", "sigmoid"] = "none"
+
+    def __post_init__(self) -> None:
+        resolutions = self.stage_resolutions
+        require(
+            bool(resolutions) and resolutions[-1] == self.resolution,
+            f"resolution {self.resolution} is not base_resolution {self.base_resolution} times a power of two",
+        )
+        taps = (self.base_resolution, *resolutions[:-1])
+        require(
+            self.latent_resolution in taps,
+            f"latent_resolution {self.latent_resolution} is not a tap of this decoder: it has {taps}",
+        )
+        for r in self.attention_resolutions:
+            require(r in resolutions, f"attention at {r}^3 never occurs: the decoder's stages are at {resolutions}")
+        require(self.depth >= 1, f"depth is {self.depth}, expected at least 1 residual block per resolution")
+        require(
+            self.max_channels % 2 ** len(resolutions) == 0,
+            f"max_channels {self.max_channels} cannot be halved {len(resolutions)} times",
+        )
+
+    @property
+    def stage_resolutions(self) -> tuple[int, ...]:
+        """Output resolution of each up block, e.g. (8, 16, 32, 64)."""
+        resolutions, r = [], self.base_resolution * 2
+        while r <= self.resolution:
+            resolutions.append(r)
+            r *= 2
+        return tuple(resolutions)
+
+    def channels_at(self, resolution: int) -> int:
+        """Features per cell at a resolution: max_channels at the start, halved by each doubling."""
+        return self.max_channels * self.base_resolution // resolution
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(c, d, h, w) of the volume in which diffusion runs."""
+        r = self.latent_resolution
+        return (self.channels_at(r), r, r, r)
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Stage-1 training (Sec. 3.2). `images_seen` counts rendered training images."""
+
+    images_seen: int = 9_000_000
+    objects_per_step: int = 8
+    views_per_object: int = 4  # multi-frame training
+    num_samples: int = 128  # per ray
+    learning_rate: float = 5e-4
+    embedding_learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    warmup_images: int = 0
+    perceptual_network: Literal["vgg19", "vgg16", "none"] = "vgg19"
+    perceptual_weight: float = 10.0  # of Eq. 1
+    perceptual_views: int = 4  # views per object on which the VGG terms are evaluated
+    pyramid_scales: tuple[float, ...] = (1.0, 0.5, 0.25)
+    pixel_weight: float = 0.0  # of the same pyramid with the image itself as feature
+    foreground_weight: float = 10.0  # lambda of Eq. 2
+    density_noise: float = 0.5  # std of the noise on the raw density, fading to 0 ...
+    density_noise_images: int = 3_200_000  # ... over this many images
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.perceptual_views <= self.views_per_object or self.perceptual_network == "none",
+            f"perceptual_views is {self.perceptual_views}, expected 1..views_per_object ({self.views_per_object})",
+        )
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoiser (B.2): ADM in 3D. Defaults are Table 5's Chairs column."""
+
+    channels: int = 128
+    depth: int = 2  # residual blocks per resolution
+    channel_mult: tuple[int, ...] = (3, 4)
+    attention_resolutions: tuple[int, ...] = (8, 4)
+    channels_per_head: int = 64
+    dropout: float = 0.1
+    cross_attention_resolutions: tuple[int, ...] = ()
+    context_dim: int = 0  # 0: unconditional
+    transformer_depth: int = 1
+
+    def __post_init__(self) -> None:
+        for mult in self.channel_mult:
+            c = self.channels * mult
+            require(
+                c % self.channels_per_head == 0,
+                f"{c} channels (channels {self.channels} x mult {mult}) do not divide into heads of {self.channels_per_head}",
+            )
+        require(
+            bool(self.cross_attention_resolutions) == (self.context_dim > 0),
+            "cross_attention_resolutions and context_dim go together: "
+            f"got {self.cross_attention_resolutions} and {self.context_dim}",
+        )
+
+
+@dataclass(frozen=True)
+class DiffusionTrainingConfig:
+    """Stage-2 training (B.2, C.2). `latents_seen` counts training latents, the clock of EDM."""
+
+    latents_seen: int = 50_000_000
+    batch_size: int = 256
+    learning_rate: float = 4.5e-5
+    warmup_latents: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema_half_life: int = 500_000  # in latents seen
+    ema_rampup: float = 0.05
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    sigma_data: float = 0.5
+    normalization: Literal["robust", "classic"] = "robust"
+    per_channel: bool = False
+    condition_dropout: float = 0.1
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """EDM's Heun sampler. S_churn > 0 makes it stochastic."""
+
+    num_steps: int = 64
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 0.0
+    s_min: float = 0.05
+    s_max: float = 50.0
+    s_noise: float = 1.003
+    guidance: float = 1.0  # weight s of u + s (c - u); 1 samples the conditional model as it is
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 2, f"num_steps is {self.num_steps}, expected at least 2")
+        require(
+            0 < self.sigma_min < self.sigma_max,
+            f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How samples are scored (Sec. 4.2): `views` random views of `num_samples` samples."""
+
+    num_samples: int = 1000
+    views: int = 10
+    real_views: int = 10  # random ground-truth images per training object
+    sampling_seeds: tuple[int, ...] = (0, 1, 2)
+    features: str = "inception-v3"
+    kid_subset_size: int = 1000
+    kid_subsets: int = 100
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One column of Table 5, or its scaled-down version: everything that decides the numbers."""
+
+    profile: str
+    data: DataConfig
+    autodecoder: AutodecoderConfig = field(default_factory=AutodecoderConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionTrainingConfig = field(default_factory=DiffusionTrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    weights_precision: Literal["float32", "float16"] = "float32"  # of the finished run's weights
+    seed: int = 0
+
+    def replace(self, **changes: Any) -> Experiment:
+        """A copy with fields replaced; nested ones as `unet=dict(channels=64)`."""
+        fields = {
+            k: dataclasses.replace(getattr(self, k), **v) if isinstance(v, dict) else v for k, v in changes.items()
+        }
+        return dataclasses.replace(self, **fields)

@@ -1,0 +1,1 @@
+"""FID/KID, PSNR/LPIPS, COV/MMD/1-NNA."""
