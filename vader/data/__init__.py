@@ -25,5 +25,7 @@ def prepare(config: DataConfig, **options) -> SequenceSet:
     """
     if config.name not in READERS:
         known = sorted(READERS)
-        raise ConfigError(f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}")
+        raise ConfigError(
+            f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
+        )
     return import_module(f".{READERS[config.name]}", __name__).prepare(config, **options)

@@ -43,7 +43,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import DataConfig
-from ..rendering.cameras import CameraError, Cameras
+from ..rendering.cameras import CameraError, Cameras, sample_orbit
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "test")
@@ -96,7 +96,9 @@ class Sequence:
             raise DataError(f"{name}: images hold no views, expected at least one")
         if self.masks.dtype != torch.uint8 or self.masks.shape != self.images.shape[:3]:
             got = f"{tuple(self.masks.shape)} {self.masks.dtype}"
-            raise DataError(f"{name}: masks are {got}, expected {tuple(self.images.shape[:3])} torch.uint8 as the images")
+            raise DataError(
+                f"{name}: masks are {got}, expected {tuple(self.images.shape[:3])} torch.uint8 as the images"
+            )
         if len(self.cameras) != len(self):
             raise DataError(f"{name}: cameras are {len(self.cameras)}, expected one for each of {len(self)} images")
         if (self.cameras.height, self.cameras.width) != tuple(self.images.shape[1:3]):
@@ -180,6 +182,13 @@ def data_root() -> Path:
     return (repository if (repository / "pyproject.toml").is_file() else Path.cwd()) / "data"
 
 
+def object_cameras(config: DataConfig, key: str) -> Cameras:
+    """The cameras of an object, train_views and then heldout_views of them: a function of (config.seed, key)."""
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/{key}".encode()).digest()[:7], "big")
+    views = config.train_views + config.heldout_views
+    return sample_orbit(views, config, torch.Generator().manual_seed(seed))
+
+
 # ---------------------------------------------------------------------------------------- one object on disk
 
 
@@ -234,7 +243,9 @@ def load_sequence(folder: Path) -> Sequence:
         raise DataError(f"{folder / 'cameras.json'}: object {key!r}: expected lists of matrices ({error})") from error
     views = Cameras(matrices["world_to_camera"], matrices["intrinsics"], cameras["height"], cameras["width"])
     if len(views) == 0:
-        raise DataError(f"{folder / 'cameras.json'}: object {key!r}: world_to_camera has no views, expected at least one")
+        raise DataError(
+            f"{folder / 'cameras.json'}: object {key!r}: world_to_camera has no views, expected at least one"
+        )
     size = (views.height, views.width)
     images = [_read_image(folder / "images" / f"{v:03d}.png", key, v, "image", "RGB", size) for v in range(len(views))]
     masks = [_read_image(folder / "masks" / f"{v:03d}.png", key, v, "mask", "L", size) for v in range(len(views))]
@@ -266,7 +277,9 @@ def _read_image(file: Path, key: str, view: int, what: str, mode: str, size: tup
         raise DataError(f"{file}: object {key!r}, view {view}: {what} has mode {found}, expected 8-bit {mode}")
     if pixels.shape[:2] != size:
         got, expected = (f"{w}x{h}" for h, w in (pixels.shape[:2], size))
-        raise DataError(f"{file}: object {key!r}, view {view}: {what} is {got} pixels, expected the cameras' {expected}")
+        raise DataError(
+            f"{file}: object {key!r}, view {view}: {what} is {got} pixels, expected the cameras' {expected}"
+        )
     return pixels
 
 
@@ -352,9 +365,7 @@ def load_set(folder: Path) -> SequenceSet:
     schema = _read_json(file, folder.name, ("schema",))["schema"]
     if schema != SCHEMA_VERSION:
         raise DataError(f"{file}: field 'schema' is {schema!r}, expected {SCHEMA_VERSION}; prepare the set again")
-    manifest = _read_json(
-        file, folder.name, ("name", "digest", "config", "sources", "pixel_checksum", "objects")
-    )
+    manifest = _read_json(file, folder.name, ("name", "digest", "config", "sources", "pixel_checksum", "objects"))
     return _assemble(folder, manifest, [load_sequence(folder / "objects" / o["key"]) for o in manifest["objects"]])
 
 
@@ -378,9 +389,14 @@ def prepare_set(
     done = len(jobs) - len(pending)
     with tqdm(total=len(jobs), initial=done, desc=config.name, unit="object", disable=None) as progress:
         if min(workers, len(pending)) <= 1:
-            for key in pending:
-                writer.write(*render(jobs[key]))
-                progress.update()
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as in the worker processes, so that pixels do not depend on their number
+            try:
+                for key in pending:
+                    writer.write(*render(jobs[key]))
+                    progress.update()
+            finally:
+                torch.set_num_threads(threads)
         else:
             with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
                 futures = [pool.submit(_render_and_write, writer, render, jobs[key]) for key in pending]
@@ -409,7 +425,9 @@ def _assemble(folder: Path, manifest: dict[str, Any], sequences: list[Sequence])
         if sequence.images.shape[1:3] != (resolution, resolution):
             raise DataError(f"{name}: images are not {resolution}x{resolution} pixels as {file.name} says")
         if _facts(sequence) | {"pixels": sequence.pixel_checksum()} != listed:
-            raise DataError(f"{name}: differs from what {file.name} lists; delete the data set's folder to prepare it anew")
+            raise DataError(
+                f"{name}: differs from what {file.name} lists; delete the data set's folder to prepare it anew"
+            )
     return SequenceSet(
         name=manifest["name"],
         digest=manifest["digest"],
