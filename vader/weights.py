@@ -155,19 +155,22 @@ def vgg_features(network: str = "vgg19", path: str | Path | None = None) -> nn.S
     if network not in VGG_BLOCKS:
         raise WeightsError(f"no VGG is called {network!r}; known are {sorted(VGG_BLOCKS)}")
     resolved = resolve(network, path)
+    layers = fit(vgg_layers(network), load_state(resolved, "features."), resolved, unused=("classifier.",))
+    return layers[: vgg_relu_indices(network)[-1] + 1].eval()
+
+
+def vgg_layers(network: str) -> nn.Sequential:
+    """torchvision's `features` of a VGG, with uninitialised weights: the usual initialisation takes a second."""
     layers: list[nn.Module] = []
     channels = 3
     for block, convolutions in enumerate(VGG_BLOCKS[network]):
         width = min(64 * 2**block, 512)
         for _ in range(convolutions):
-            # `empty` weights: the file provides them all, and the usual initialisation takes a second
             convolution = nn.utils.skip_init(nn.Conv2d, channels, width, kernel_size=3, padding=1)
             layers += [convolution, nn.ReLU(inplace=True)]
             channels = width
         layers.append(nn.MaxPool2d(2))
-    whole = nn.Sequential(*layers)
-    fit(whole, load_state(resolved, "features."), resolved, unused=("classifier.",))
-    return whole[: vgg_relu_indices(network)[-1] + 1].eval()
+    return nn.Sequential(*layers)
 
 
 # --- the three ways --------------------------------------------------------------------------------

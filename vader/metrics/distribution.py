@@ -1,0 +1,258 @@
+"""FID and KID between sets of features, with intervals that know which images show the same object.
+
+The distances themselves are torch-fidelity's (`distances`). Their spread over random subsets, which
+it reports as KID's deviation, says nothing about other objects, and images of one object are no
+independent samples: the intervals here come from resampling whole objects. For the kernel distance
+this costs little, since its sums are kept per pair of objects (`KernelSums`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import MetricError, optional_import
+from .features import Features, metric_names
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its bootstrap standard error and interval (`low`, `high`), over `n` resamples."""
+
+    value: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+
+def distances(
+    generated: Features, real: Features, subset_size: int = 1000, subsets: int = 100, seed: int = 2020
+) -> list[dict]:
+    """FID and KID as torch-fidelity computes them, as rows of a report.
+
+    In the features of another network than InceptionV3 they are called fd and kd. KID is the mean over
+    `subsets` random subsets of `subset_size` images a side, `std` its deviation over them. Raises
+    `MetricError` where the sets are not comparable or smaller than a subset.
+    """
+    generated.check_comparable(real)
+    for name, features in (("generated", generated), ("real", real)):
+        if len(features) < subset_size:
+            raise MetricError(
+                f"{name}: {len(features)} images, but KID draws subsets of {subset_size}: "
+                "expected at least that many (or a smaller kid_subset_size)"
+            )
+        dimension = features.values.shape[1]
+        if len(features) <= dimension:
+            warnings.warn(
+                f"{name}: {len(features)} images in {dimension} dimensions, so that FID's covariance is singular "
+                "and its value strongly biased upwards",
+                stacklevel=2,
+            )
+    fid, kid = (optional_import(f"torch_fidelity.metric_{name}") for name in ("fid", "kid"))
+    statistics = [fid.fid_features_to_statistics(x.values) for x in (generated, real)]
+    frechet = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    kernel = kid.kid_features_to_metric(
+        generated.values, real.values,
+        kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
+    )  # fmt: skip
+    names = metric_names(generated.network)
+    shared = {"n": len(generated), "features": generated.network, "resolution": generated.resolution[0]}
+    return [
+        {"metric": names[0], "value": frechet, **shared},
+        {
+            "metric": names[1],
+            "value": kernel[kid.KEY_METRIC_KID_MEAN],
+            "std": kernel[kid.KEY_METRIC_KID_STD],
+            **shared,
+            "subset_size": subset_size,
+            "subsets": subsets,
+        },
+    ]
+
+
+# --- kernel distance -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelSums:
+    """Sums of k(x, y) = (x.y / f + 1)^3 over the images of each pair of objects.
+
+    within_a (a, a), within_b (b, b): both images from the same set, the diagonal without the pairs of an
+    image with itself; across (a, b); images_a (a,), images_b (b,): images of each object. float64.
+    """
+
+    within_a: Tensor
+    within_b: Tensor
+    across: Tensor
+    images_a: Tensor
+    images_b: Tensor
+
+    def mmd2(self, times_a: Tensor | None = None, times_b: Tensor | None = None) -> Tensor:
+        """The unbiased squared MMD, (r,), of r resamples that hold each object `times` (r, a) and (r, b) times.
+
+        Without them, that of the sets themselves, (1,). Two copies of the same object are not compared
+        with each other: their equal images would add a distance that no new object has.
+        """
+        times_a = torch.ones(1, len(self.images_a)) if times_a is None else times_a
+        times_b = torch.ones(1, len(self.images_b)) if times_b is None else times_b
+        times_a, times_b = times_a.double(), times_b.double()
+        total = _mean_within(self.within_a, self.images_a, times_a) + _mean_within(
+            self.within_b, self.images_b, times_b
+        )
+        pairs = (times_a @ self.images_a) * (times_b @ self.images_b)
+        return total - 2 * ((times_a @ self.across) * times_b).sum(1) / pairs
+
+
+def _mean_within(sums: Tensor, images: Tensor, times: Tensor) -> Tensor:
+    """Mean of k over the pairs of different images in each of r resamples, (r,)."""
+
+    def over_pairs(blocks: Tensor) -> Tensor:  # the diagonal counts each copy once, not its square
+        diagonal = blocks.diagonal()
+        return ((times @ blocks) * times).sum(1) - times.square() @ diagonal + times @ diagonal
+
+    pairs = torch.outer(images, images)
+    pairs.diagonal().sub_(images)
+    return over_pairs(sums) / over_pairs(pairs)
+
+
+class KernelDistance:
+    """Distance of sets of features to one real set, whose own sums are computed once.
+
+    `KernelDistance(real).sums(generated).mmd2()` is the unbiased estimate over all images: what KID's
+    mean over random subsets tends to. As in KID, different images of one object are a pair like any other.
+    """
+
+    def __init__(self, real: Features) -> None:
+        self.real = real
+        self.within, self.images = _block_sums(real, real), _images(real)
+
+    def sums(self, generated: Features) -> KernelSums:
+        """The sums between `generated` (set a) and the real set (set b). Raises `MetricError`."""
+        generated.check_comparable(self.real)
+        within, across = _block_sums(generated, generated), _block_sums(generated, self.real)
+        return KernelSums(within, self.within, across, _images(generated), self.images)
+
+    def estimate(self, generated: Sequence[Features], resamples: int = 2000, seed: int = 0, level: float = 0.95):
+        """The mean distance of one system's samples, one set per sampling seed, as an `Estimate`."""
+        generator = torch.Generator().manual_seed(seed)
+        sums = [self.sums(features) for features in generated]
+        times_real = _resample(len(self.images), resamples, generator)
+        return _estimate(*_mean_distance(sums, times_real, generator), level)
+
+    def ratio(
+        self,
+        ours: Sequence[Features],
+        other: Sequence[Features],
+        resamples: int = 2000,
+        seed: int = 0,
+        level: float = 0.95,
+    ) -> Estimate:
+        """Mean distance of `ours` over that of `other`, one set of features per sampling seed.
+
+        Both systems meet the same resampled real objects (a paired bootstrap); generated objects are
+        resampled within each seed, and the seeds themselves are resampled, with the same draw for both
+        where they have as many.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        sums = [[self.sums(features) for features in system] for system in (ours, other)]
+        times_real = _resample(len(self.images), resamples, generator)
+        seeds = [_resample(len(system), resamples, generator) for system in sums]
+        if len(ours) == len(other):
+            seeds[1] = seeds[0]
+        (a, a_draws), (b, b_draws) = (
+            _mean_distance(system, times_real, generator, drawn) for system, drawn in zip(sums, seeds, strict=True)
+        )
+        return _estimate(a / b, a_draws / b_draws, level)
+
+
+def _mean_distance(
+    sums: list[KernelSums], times_real: Tensor, generator: torch.Generator, seeds: Tensor | None = None
+) -> tuple[float, Tensor]:
+    """Mean over sampling seeds of the distance, and of r resamples of it, (r,)."""
+    value = float(torch.cat([s.mmd2() for s in sums]).mean())
+    draws = torch.stack([s.mmd2(_resample(len(s.images_a), len(times_real), generator), times_real) for s in sums], 1)
+    if seeds is None:
+        seeds = _resample(len(sums), len(times_real), generator)
+    return value, (draws * seeds).sum(1) / seeds.sum(1)
+
+
+def _estimate(value: float, draws: Tensor, level: float) -> Estimate:
+    low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)).tolist()
+    return Estimate(value, float(draws.std()), low, high, len(draws))
+
+
+def _resample(n: int, resamples: int, generator: torch.Generator) -> Tensor:
+    """How often each of n objects is drawn in n draws with replacement, (resamples, n)."""
+    drawn = torch.randint(n, (resamples, n), generator=generator)
+    return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+
+
+def _images(features: Features) -> Tensor:
+    return torch.bincount(features.objects, minlength=features.num_objects).double()
+
+
+def _block_sums(a: Features, b: Features, rows: int = 2048) -> Tensor:
+    """Sums of the kernel over the images of each pair of objects, (objects of a, objects of b), float64."""
+    x, y = a.values / a.values.shape[1], b.values
+    order = b.objects.argsort(stable=True)
+    y, columns, position = y[order], b.objects[order], order.argsort()
+    starts = torch.searchsorted(columns, torch.arange(b.num_objects))
+    out = torch.zeros(a.num_objects, b.num_objects, dtype=torch.float64)
+    for start in range(0, len(x), rows):
+        k = (x[start : start + rows] @ y.T).add_(1)
+        k = k.square().mul_(k)
+        if a is b:  # an image with itself
+            image = torch.arange(start, min(start + rows, len(x)))
+            k[image - start, position[image]] = 0
+        # reduceat adds within an object in float32, at most a few dozen terms; the rest is float64
+        by_object = torch.from_numpy(np.add.reduceat(k.numpy(), starts.numpy(), axis=1)).double()
+        out.index_add_(0, a.objects[start : start + rows], by_object)
+    return out
+
+
+# --- Fréchet distance ------------------------------------------------------------------------------
+
+
+def frechet_estimate(
+    generated: Features, real: Features, resamples: int = 40, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """The Fréchet distance with a bootstrap interval over objects.
+
+    Resampled sets hold fewer different images, which biases FID upwards; the interval is therefore
+    the estimate plus and minus normal quantiles of the bootstrap's standard error. Each resample costs
+    two covariances and an eigendecomposition: a second or so in 1280 dimensions.
+    """
+    generated.check_comparable(real)
+    generator = torch.Generator().manual_seed(seed)
+    value = _frechet(*_moments(generated), *_moments(real))
+    draws = []
+    for _ in range(resamples):
+        moments = [_moments(x, _resample(x.num_objects, 1, generator)[0]) for x in (generated, real)]
+        draws.append(_frechet(*moments[0], *moments[1]))
+    std = float(np.std(draws, ddof=1))
+    half = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))) * std
+    return Estimate(value, std, value - half, value + half, resamples)
+
+
+def _moments(features: Features, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean (f,) and covariance (f, f) where each object is held `times`."""
+    x = features.values.double()
+    weight = torch.ones(len(x), dtype=torch.float64) if times is None else times[features.objects]
+    n = weight.sum()
+    mean = weight @ x / n
+    centred = (x - mean) * weight.sqrt()[:, None]
+    return mean, centred.T @ centred / (n - 1)
+
+
+def _frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2), whose eigenvalues are those of the symmetric A^1/2 B A^1/2."""
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    eigenvalues = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0)
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum())
