@@ -238,3 +238,69 @@ class Experiment:
             k: dataclasses.replace(getattr(self, k), **v) if isinstance(v, dict) else v for k, v in changes.items()
         }
         return dataclasses.replace(self, **fields)
+
+
+# ------------------------------------------------------------------------------------------------ the profiles
+
+
+def _small(profile: str, name: str, *, data: dict, autodecoder: dict, **stages: dict) -> Experiment:
+    """A scaled-down experiment: Table 5's structure, another size."""
+    return Experiment(
+        profile,
+        DataConfig(name, **data),
+        AutodecoderConfig(**autodecoder),
+        ReconstructionConfig(**stages["reconstruction"]),
+        UNetConfig(**stages["unet"]),
+        DiffusionTrainingConfig(**stages["diffusion"]),
+        SamplerConfig(**stages["sampler"]),
+        EvaluationConfig(**stages["evaluation"]),
+        weights_precision="float16",
+    )
+
+
+SMALL_DECODER = dict(
+    density_activation="softplus", density_scale=25.0, density_bias=-4.0, colour_activation="sigmoid"
+)
+
+LAPTOP = dict(
+    data=dict(),
+    autodecoder=dict(
+        embedding_dim=128, max_channels=128, resolution=32, depth=2, attention_resolutions=(8,), **SMALL_DECODER
+    ),
+    reconstruction=dict(
+        images_seen=60_000,
+        num_samples=48,
+        learning_rate=1e-3,
+        embedding_learning_rate=5e-3,
+        perceptual_network="vgg16",
+        perceptual_weight=0.1,
+        perceptual_views=1,
+        pixel_weight=10.0,
+        foreground_weight=1.0,
+        density_noise=0.0,
+        precision="bfloat16",
+    ),
+    unet=dict(channels=64, depth=1, channel_mult=(1, 2), attention_resolutions=(8, 4), dropout=0.0),
+    diffusion=dict(
+        latents_seen=40_000,
+        batch_size=16,
+        learning_rate=1.5e-3,
+        warmup_latents=1_600,
+        ema_half_life=2_000,
+        precision="bfloat16",
+    ),
+    sampler=dict(num_steps=18),
+    evaluation=dict(num_samples=100, features="efficientnet-lite0", kid_subset_size=100),
+)
+
+DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "furniture_tables")
+
+
+def experiment(profile: str, data: str) -> Experiment:
+    """The experiment of a profile and a data set. Raises ConfigError naming the nearest known name."""
+    if data not in DATA_NAMES:
+        raise ConfigError(f"data set {data!r} is unknown{nearest(data, list(DATA_NAMES))}; known: {', '.join(DATA_NAMES)}")
+    profiles = {"laptop": LAPTOP}
+    if profile not in profiles:
+        raise ConfigError(f"profile {profile!r} is unknown{nearest(profile, list(profiles))}; known: {', '.join(profiles)}")
+    return _small(profile, data, **profiles[profile])

@@ -1,0 +1,83 @@
+"""Stage-1 losses: the pyramidal perceptual loss (Eq. 1) and foreground supervision (Eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def downsample(images: Tensor, scale: float) -> Tensor:
+    """D_l of Eq. 1: Gaussian blur of sigma (1/scale - 1)/2 pixels, then every (1/scale)-th pixel; (n, c, h, w)."""
+    if scale == 1:
+        return images
+    stride = round(1 / scale)
+    sigma = (stride - 1) / 2
+    radius = round(4 * sigma)
+    x = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
+    images = F.conv2d(images, kernel[..., None, :], padding=(0, radius), stride=(1, stride), groups=images.shape[1])
+    return F.conv2d(images, kernel[..., None], padding=(radius, 0), stride=(stride, 1), groups=images.shape[1])
+
+
+class PyramidalPerceptualLoss(nn.Module):
+    """Eq. 1: L1 distance of VGG features at several image scales, each layer's term a mean over its entries.
+
+    Args:
+        features: frozen convolutional network as a Sequential, expecting ImageNet-normalised input.
+        layers: indices in `features` after which features are compared (VGG_i, i = 0..I).
+        scales: the pyramid; at small scales, layers whose input has become smaller than a pooling window are left out.
+        dtype: precision of the network; distances are taken in float32.
+    """
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        layers: tuple[int, ...],
+        scales: tuple[float, ...],
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        self.features = features.eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+        self.dtype = dtype
+        self.layers, self.scales = layers, scales
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def extract(self, images: Tensor) -> list[Tensor]:
+        """VGG_i(images) for every layer i; images (n, 3, h, w) in [0, 1]."""
+        x = ((images - self.mean) / self.std).to(self.dtype, memory_format=torch.channels_last)
+        taps = []
+        for index, module in enumerate(self.features[: max(self.layers) + 1]):
+            if isinstance(module, nn.MaxPool2d) and min(x.shape[-2:]) < 2:
+                break
+            x = module(x)
+            if index in self.layers:
+                taps.append(x)
+        return taps
+
+    def forward(self, rendered: Tensor, target: Tensor) -> Tensor:
+        """rendered, target: (n, h, w, 3) in [0, 1] -> scalar."""
+        rendered, target = rendered.movedim(-1, 1), target.movedim(-1, 1)
+        loss = rendered.new_zeros(())
+        for scale in self.scales:
+            with torch.no_grad():
+                wanted = self.extract(downsample(target, scale))
+            got = self.extract(downsample(rendered, scale))
+            loss = loss + sum((g.float() - w.float()).abs().mean() for g, w in zip(got, wanted, strict=True))
+        return loss
+
+
+def pyramid_l1(rendered: Tensor, target: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Eq. 1 with the image itself as its only feature; (n, h, w, 3) -> scalar."""
+    difference = (rendered - target).movedim(-1, 1)
+    return sum(downsample(difference, scale).abs().mean() for scale in scales)
+
+
+def foreground_loss(occupancy: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 2: mean |O - O_hat| over pixels; both (n, h, w) in [0, 1]."""
+    return (occupancy - mask).abs().mean()

@@ -1,0 +1,139 @@
+"""Stage-1 training (Sec. 3.2): analysis by synthesis from images, a few views of each object per step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Experiment, require
+from ..data import SequenceSet
+from ..rendering.cameras import Cameras
+from ..rendering.fused import fused_backend
+from ..rendering.volume import render_rays
+from ..runs import Run
+from ..storage import load_weights, save_weights
+from ..weights import vgg_features, vgg_relu_indices
+from .decoder import Decoder
+from .embedding import DenseEmbedding
+from .losses import PyramidalPerceptualLoss, foreground_loss, pyramid_l1
+
+
+class Autodecoder(nn.Module):
+    """The library of embeddings and the decoder G that they are learned with."""
+
+    def __init__(self, config: Experiment, num_objects: int):
+        super().__init__()
+        self.embedding = DenseEmbedding(num_objects, config.autodecoder.embedding_dim)
+        self.decoder = Decoder(config.autodecoder)
+
+    def forward(self, objects: Tensor, density_noise: float = 0.0) -> Tensor:
+        """Object indices (b,) -> volumes (b, 1 + 3 (+ lbs), S, S, S)."""
+        return self.decoder(self.embedding(objects), density_noise)
+
+
+class Reconstruction:
+    """The stage-1 task of `training.fit`: one step renders `views_per_object` views of `objects_per_step` objects."""
+
+    name = "autodecoder"
+
+    def __init__(self, config: Experiment, data: SequenceSet, device: torch.device):
+        objects = data.split("train")
+        settings = self.settings = config.reconstruction
+        require(
+            len(objects) >= settings.objects_per_step,
+            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(objects)} training objects",
+        )
+        self.config, self.device, self.seed = config, device, config.seed
+        self.keys = [s.key for s in objects]
+        self.per_step = settings.objects_per_step * settings.views_per_object
+        self.total = -(-settings.images_seen // self.per_step) * self.per_step
+        self.warmup = settings.warmup_images
+        self.num_views = data.train_views
+        self.images = torch.stack([s.images[: self.num_views] for s in objects]).to(device)  # (objects, v, h, w, 3)
+        self.masks = torch.stack([s.masks[: self.num_views] for s in objects]).to(device)
+        cameras = [s.cameras for s in objects]
+        self.world_to_camera = torch.stack([c.world_to_camera[: self.num_views] for c in cameras]).to(device)
+        self.intrinsics = torch.stack([c.intrinsics[: self.num_views] for c in cameras]).to(device)
+
+        torch.manual_seed(config.seed)
+        self.model = Autodecoder(config, len(objects)).to(device).to(memory_format=torch.channels_last_3d).train()
+        self.perceptual = None
+        if settings.perceptual_network != "none":
+            features = vgg_features(settings.perceptual_network)
+            layers = vgg_relu_indices(settings.perceptual_network)
+            precision = getattr(torch, settings.precision)
+            self.perceptual = PyramidalPerceptualLoss(features, layers, settings.pyramid_scales, precision).to(device)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": self.model.decoder.parameters(), "lr": settings.learning_rate},
+                {"params": self.model.embedding.parameters(), "lr": settings.embedding_learning_rate},
+            ],
+            betas=settings.betas,
+            fused=True,
+        )
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Objects (b,) and the views (b, v) of each, without repetition, from the current random stream."""
+        objects = torch.randperm(len(self.keys))[: self.settings.objects_per_step]
+        order = torch.rand(len(objects), self.num_views).argsort(dim=1)
+        return objects.to(self.device), order[:, : self.settings.views_per_object].to(self.device)
+
+    def step(self, clock: int) -> dict[str, Tensor]:
+        settings = self.settings
+        objects, views = self.draw()
+        b, v = views.shape
+        rows = objects[:, None].expand(b, v)
+        target = self.images[rows, views].float() / 255  # (b, v, h, w, 3)
+        mask = self.masks[rows, views].float() / 255
+        h, w = mask.shape[-2:]
+        cameras = Cameras(self.world_to_camera[rows, views].flatten(0, 1), self.intrinsics[rows, views].flatten(0, 1), h, w)
+        origins, directions = (x.view(b, v * h * w, 3) for x in cameras.rays())
+        noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
+        stratified_seed = int(torch.randint(2**31, ()))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            volume = self.model(objects, noise)
+        rendering = render_rays(
+            volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
+        )
+        colour, occupancy, _ = rendering.images(h, w)
+        losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy.flatten(0, 1), mask.flatten(0, 1))}
+        if settings.pixel_weight:
+            l1 = pyramid_l1(colour.flatten(0, 1), target.flatten(0, 1), settings.pyramid_scales)
+            losses["pixels"] = settings.pixel_weight * l1
+        if self.perceptual is not None:
+            chosen = slice(0, settings.perceptual_views)  # views are in random order
+            distance = self.perceptual(colour[:, chosen].flatten(0, 1), target[:, chosen].flatten(0, 1))
+            losses["perceptual"] = settings.perceptual_weight * distance
+        loss = sum(losses.values())
+        loss.backward()
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def after_step(self, clock: int) -> None:
+        """Stage 1 has nothing to add: no EMA."""
+
+    def state(self) -> dict[str, nn.Module]:
+        return {"model": self.model}
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's record should say beside the usual."""
+        return {
+            "objects": self.keys,
+            "perceptual_network": self.settings.perceptual_network,
+            "renderer": fused_backend(self.device) or "reference",
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+
+    def save(self, work: Path) -> None:
+        precision = getattr(torch, self.config.weights_precision)
+        metadata = {"autodecoder": self.config.autodecoder, "objects": self.keys}
+        save_weights(work / "autodecoder.safetensors", self.model, metadata, precision)
+
+
+def load_autodecoder(run: Run, config: Experiment, device: torch.device | str = "cpu") -> Autodecoder:
+    """The trained autodecoder of a stage-1 run, in evaluation mode."""
+    model = Autodecoder(config, len(run.record["objects"]))
+    load_weights(run.weights("autodecoder"), model)
+    return model.to(device).to(memory_format=torch.channels_last_3d).eval()

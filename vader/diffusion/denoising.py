@@ -1,0 +1,94 @@
+"""Stage-2 training (Sec. 3.3, B.2): EDM on the robustly normalised latents of a frozen G1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
+from ..config import Experiment
+from ..runs import Run
+from ..storage import load_weights, read_weights, save_weights
+from .edm import Denoiser, edm_loss
+from .ema import EMA
+from .normalization import RobustStatistics
+from .unet3d import UNet3D
+
+
+@torch.no_grad()
+def extract_latents(autodecoder: Autodecoder, batch_size: int = 64) -> Tensor:
+    """G1's features F of every training object, (n, c, r, r, r) float32 on the CPU, batch norm in evaluation mode."""
+    embeddings = autodecoder.embedding.all()
+    return torch.cat([autodecoder.decoder.g1(chunk).float().cpu() for chunk in embeddings.split(batch_size)])
+
+
+def build_denoiser(config: Experiment) -> Denoiser:
+    """The untrained denoiser of an experiment."""
+    c, r, *_ = config.autodecoder.latent_shape
+    return Denoiser(UNet3D(config.unet, c, r), config.diffusion.sigma_data)
+
+
+class Denoising:
+    """The stage-2 task of `training.fit`: one step denoises `batch_size` latents, drawn with replacement."""
+
+    name = "diffusion"
+
+    def __init__(self, config: Experiment, autodecoder_run: Run, device: torch.device):
+        settings = self.settings = config.diffusion
+        self.config, self.device, self.seed = config, device, config.seed
+        self.per_step = settings.batch_size
+        self.total = -(-settings.latents_seen // self.per_step) * self.per_step
+        self.warmup = settings.warmup_latents
+        features = extract_latents(load_autodecoder(autodecoder_run, config, device))
+        self.statistics = RobustStatistics.fit(
+            features, settings.normalization, settings.sigma_data, settings.per_channel
+        )
+        latents = self.statistics.normalize(features)
+        self.latents = latents.to(device).contiguous(memory_format=torch.channels_last_3d)
+        torch.manual_seed(config.seed)
+        self.denoiser = build_denoiser(config).to(device).to(memory_format=torch.channels_last_3d).train()
+        self.ema = EMA(self.denoiser, settings.ema_half_life, settings.ema_rampup)
+        self.optimizer = torch.optim.Adam(
+            self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
+        )
+
+    def step(self, clock: int) -> dict[str, Tensor]:
+        settings = self.settings
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        chosen = torch.randint(len(self.latents), (settings.batch_size,), generator=generator)
+        x = self.latents[chosen.to(self.device)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss = edm_loss(self.denoiser, x, generator, settings.p_mean, settings.p_std).mean()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def after_step(self, clock: int) -> None:
+        self.ema.update(self.denoiser, clock, self.per_step)
+
+    def state(self) -> dict[str, nn.Module]:
+        return {"denoiser": self.denoiser, "ema": self.ema.module}
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's record should say beside the usual."""
+        return {
+            "latents": len(self.latents),
+            "largest_normalized_latent": self.latents.abs().max().item(),
+            "parameters": sum(p.numel() for p in self.denoiser.parameters()),
+        }
+
+    def save(self, work: Path) -> None:
+        metadata = {"unet": self.config.unet, "latent_shape": self.config.autodecoder.latent_shape}
+        save_weights(work / "denoiser.safetensors", self.ema.module, metadata, getattr(torch, self.config.weights_precision))
+        save_weights(work / "statistics.safetensors", self.statistics.to_tensors(), metadata)
+
+
+def load_denoiser(run: Run, config: Experiment, device: torch.device | str = "cpu") -> tuple[Denoiser, RobustStatistics]:
+    """The EMA denoiser of a stage-2 run, in evaluation mode, and the statistics its latents were normalised with."""
+    denoiser = build_denoiser(config)
+    load_weights(run.weights("denoiser"), denoiser)
+    tensors, _ = read_weights(run.weights("statistics"))
+    denoiser = denoiser.to(device).to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
+    return denoiser, RobustStatistics.from_tensors(tensors)
