@@ -28,8 +28,7 @@ def per_object(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a network F (Eq. 7 and Tab. 1 of EDM).
 
-    The network may have any precision; x keeps its own. Its last axis never decides anything, so F can be a U-Net
-    over volumes as well as any function of (x, c_noise, context).
+    The network may have any precision; x keeps its own.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
@@ -144,7 +143,7 @@ def sample(
 
     def slope(x: Tensor, sigma: float) -> Tensor:  # dx / dsigma
         levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        return (x - denoise(x, levels, context)) / sigma
+        return (x - denoise(x, levels, context)).div_(sigma)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise
@@ -154,11 +153,12 @@ def sample(
         if config.s_churn > 0 and config.s_min <= sigma <= config.s_max:
             raised = sigma * (1 + min(config.s_churn / config.num_steps, math.sqrt(2) - 1))
             added = config.s_noise * math.sqrt(raised**2 - sigma**2)
-            x, sigma = x + added * standard_normal(tuple(x.shape), generators, x.device).to(x.dtype), raised
+            fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
+            x, sigma = torch.add(x, fresh, alpha=added), raised
         first = slope(x, sigma)
-        euler = x + (following - sigma) * first
+        euler = torch.add(x, first, alpha=following - sigma)
         if following > 0:
-            x = x + (following - sigma) / 2 * (first + slope(euler, following))
+            x = torch.add(x, slope(euler, following).add_(first), alpha=(following - sigma) / 2)
         else:
             x = euler
     return x

@@ -30,5 +30,5 @@ class EMA:
         """After an optimiser step on `batch_size` latents, with `latents_seen` before it."""
         average = get_ema_multi_avg_fn(self.decay(latents_seen, batch_size))
         average(list(self.module.parameters()), list(model.parameters()), None)
-        for ours, theirs in zip(self.module.buffers(), model.buffers()):
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             ours.copy_(theirs)

@@ -97,13 +97,13 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        frequencies = 1e-4 ** (torch.arange(channels // 2, dtype=torch.float64) / (channels // 2))
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.half = channels // 2
         self.layer0 = nn.Linear(channels, 4 * channels)
         self.layer1 = nn.Linear(4 * channels, 4 * channels)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        phase = c_noise.float()[:, None] * self.frequencies.float()
+        exponent = torch.arange(self.half, device=c_noise.device, dtype=torch.float64) / self.half
+        phase = c_noise.float()[:, None] * (1e-4**exponent).float()
         embedding = torch.cat([phase.cos(), phase.sin()], dim=1).to(self.layer0.weight.dtype)
         return F.silu(self.layer1(F.silu(self.layer0(embedding))))
 
@@ -257,7 +257,7 @@ class UNet3D(nn.Module):
         self.conv_in = nn.Conv3d(in_channels, widths[0], 3, padding=1)
 
         self.encoder, skips, c = nn.ModuleList(), [widths[0]], widths[0]
-        for level, (width, r) in enumerate(zip(widths, resolutions)):
+        for level, (width, r) in enumerate(zip(widths, resolutions, strict=True)):
             if level > 0:
                 self.encoder.append(block(c, c, r, downsample, attention=False))
                 skips.append(c)
