@@ -159,8 +159,9 @@ class SequenceSet:
         change = {key: max(abs(a - b) for a, b in zip(means[key], record["means"][key], strict=True)) for key in means}
         worst = max(change, key=change.get)
         return (
-            f"data set {self.name}: pixels differ from those the run saw (last bits vary with the rasteriser): mean "
-            f"levels by at most {change[worst]:.3g} of 255 (object {worst!r}), {np.mean(list(change.values())):.3g} on average"
+            f"data set {self.name}: pixels differ from those the run saw (last bits vary with the rasteriser): "
+            f"an object's mean levels by {np.mean(list(change.values())):.3g} of 255 on average and by at most "
+            f"{change[worst]:.3g} (object {worst!r})"
         )
 
 
