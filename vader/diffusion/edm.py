@@ -143,7 +143,7 @@ def sample(
 
     def slope(x: Tensor, sigma: float) -> Tensor:  # dx / dsigma
         levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        return (x - denoise(x, levels, context)).div_(sigma)
+        return (x - denoise(x, levels, context)).mul_(1 / sigma)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise

@@ -82,13 +82,13 @@ class GroupNorm(nn.GroupNorm):
 
         PyTorch's CPU kernel for channels last costs as much as a convolution; this one is ten times faster.
         """
-        groups, x = self.num_groups, tokens.float()
+        groups, x = self.num_groups, tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         mean, square = (t.sum(1).unflatten(1, (groups, -1)).mean(2, keepdim=True) / x.shape[1] for t in (x, x * x))
-        gain = self.weight.unflatten(0, (groups, -1)) * (square - mean**2 + self.eps).rsqrt()  # (b, groups, c / groups)
+        gain = self.weight.unflatten(0, (groups, -1)) * ((square - mean**2).clamp_min(0) + self.eps).rsqrt()
         bias = self.bias.unflatten(0, (groups, -1)) - mean * gain
         gain, bias = gain.flatten(1), bias.flatten(1)
         if scale is not None:
-            gain, bias = gain * (1 + scale.float()), bias * (1 + scale.float()) + shift.float()
+            gain, bias = gain * (1 + scale.to(x.dtype)), bias * (1 + scale.to(x.dtype)) + shift.to(x.dtype)
         return torch.addcmul(bias[:, None], x, gain[:, None]).to(tokens.dtype)
 
 
