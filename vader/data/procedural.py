@@ -13,8 +13,9 @@ import torch
 
 from ..config import ConfigError, DataConfig, nearest
 from .factors import CONTINUOUS, DISCRETE, FINISHES, describe, draw
+from .preparation import prepare_set
 from .raycast import LIGHT_RIG, SPHERE_RADIUS, mesh, render
-from .sequence import DataError, Sequence, SequenceSet, object_cameras, prepare_set
+from .sequence import DataError, Sequence, SequenceSet, object_cameras
 from .shapes import build
 
 CATEGORIES = {"procedural_chairs": "chairs", "procedural_tables": "tables"}

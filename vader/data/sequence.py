@@ -9,15 +9,8 @@ A prepared set is a folder `<data root>/<name>-<digest>`:
                   masks/000.png ...  coverage of the object, 0 to 255
                   mesh.ply           reference mesh in canonical coordinates, where there is one
 
-A reader (`procedural`, `furniture`) describes its objects as jobs and calls `prepare_set`, which
-loads the set if it is complete and otherwise renders what is missing, in parallel:
-
-    def render(job) -> tuple[Sequence, trimesh.Trimesh | None]: ...   # top-level function, picklable jobs
-    return prepare_set(config, sources, {key: job, ...}, render, workers)
-
-`prepare_set` is built on `SetWriter` (`pending`, `write`, `finish`), which can also be used on its
-own. Objects are written under a temporary name and renamed, so an interrupted preparation goes on
-with the next object. All errors are `DataError`s that name file, object, field and expectation.
+`vader.data.preparation` writes such folders. All errors are `DataError`s that name file, object,
+field and expectation.
 """
 
 from __future__ import annotations
@@ -28,11 +21,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..config import DataConfig
 from ..rendering.cameras import CameraError, Cameras, sample_orbit
@@ -201,8 +190,9 @@ def save_sequence(sequence: Sequence, folder: Path, mesh=None) -> None:
     """
     sequence.validate()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        partial = folder.parent / f".{folder.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
     except OSError as error:
         raise DataError(f"{folder}: object {sequence.key!r} cannot be written there ({error})") from error
     try:
@@ -219,6 +209,7 @@ def save_sequence(sequence: Sequence, folder: Path, mesh=None) -> None:
                 "world_to_camera": cameras.world_to_camera.tolist(),
                 "intrinsics": cameras.intrinsics.tolist(),
             },
+            indent=None,
         )
         if mesh is not None:
             mesh.export(partial / "mesh.ply")
@@ -242,11 +233,19 @@ def load_sequence(folder: Path) -> Sequence:
         matrices = {k: torch.tensor(cameras[k], dtype=torch.float32) for k in ("world_to_camera", "intrinsics")}
     except (ValueError, TypeError) as error:
         raise DataError(f"{folder / 'cameras.json'}: object {key!r}: expected lists of matrices ({error})") from error
+    for name, values in matrices.items():
+        if values.numel() == 0:
+            raise DataError(f"{folder / 'cameras.json'}: object {key!r}: {name} has no views, expected at least one")
+        if values.ndim != 3:
+            shape = tuple(values.shape)
+            raise DataError(f"{folder / 'cameras.json'}: object {key!r}: {name} has shape {shape}, expected matrices")
     views = Cameras(matrices["world_to_camera"], matrices["intrinsics"], cameras["height"], cameras["width"])
-    if len(views) == 0:
-        raise DataError(
-            f"{folder / 'cameras.json'}: object {key!r}: world_to_camera has no views, expected at least one"
-        )
+    for name in ("images", "masks"):
+        count = len(list((folder / name).glob("*.png")))
+        if count == 0:
+            raise DataError(f"{folder / name}: object {key!r} has no views there, expected {len(views)} PNG files")
+        if count > len(views):
+            raise DataError(f"{folder / name}: object {key!r}: {count} files, expected one per camera ({len(views)})")
     size = (views.height, views.width)
     images = [_read_image(folder / "images" / f"{v:03d}.png", key, v, "image", "RGB", size) for v in range(len(views))]
     masks = [_read_image(folder / "masks" / f"{v:03d}.png", key, v, "mask", "L", size) for v in range(len(views))]
@@ -297,65 +296,30 @@ def _read_json(file: Path, name: str, fields: tuple[str, ...]) -> dict[str, Any]
     return value
 
 
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def _write_json(file: Path, value: Any, indent: int | None = 1) -> None:
+    file.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------- a set on disk
 
 
-class SetWriter:
-    """Writes a prepared set object by object; whatever is already there from an earlier attempt is kept.
-
-    config, sources: what the set is (`data_digest`); root: parent folder, default `data_root()`.
-    Raises DataError at once if the folder cannot be written.
-    """
-
-    def __init__(self, config: DataConfig, sources: dict[str, Any], root: Path | None = None) -> None:
-        self.config, self.sources = config, sources
-        self.digest = data_digest(config, sources)
-        self.folder = (root or data_root()) / f"{config.name}-{self.digest[:12]}"
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "manifest.json").exists()
-
-    def pending(self, keys: list[str]) -> list[str]:
-        """The keys still to be written, after a check that writing is possible."""
-        try:
-            (self.folder / "objects").mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.folder).close()
-        except OSError as error:
-            raise DataError(
-                f"{self.folder}: data set {self.config.name}: output folder is not writable ({error}); "
-                "expected a folder to write to, set VADER_DATA to one"
-            ) from error
-        return [key for key in keys if not self.object_folder(key).exists()]
-
-    def object_folder(self, key: str) -> Path:
-        return self.folder / "objects" / key
-
-    def write(self, sequence: Sequence, mesh=None) -> None:
-        """Write one object, as `save_sequence` does; safe from several processes at a time."""
-        save_sequence(sequence, self.object_folder(sequence.key), mesh)
-
-    def finish(self, keys: list[str]) -> SequenceSet:
-        """Check all objects, write the manifest (their order is that of `keys`) and return the set."""
-        sequences = [load_sequence(self.object_folder(key)) for key in keys]
-        objects = [_facts(s) | {"pixels": s.pixel_checksum()} for s in sequences]
-        manifest = {
-            "schema": SCHEMA_VERSION,
-            "name": self.config.name,
-            "digest": self.digest,
-            "config": dataclasses.asdict(self.config),
-            "sources": self.sources,
-            "pixel_checksum": _checksum_of(objects),
-            "objects": objects,
-        }
-        partial = self.folder / f".manifest-{os.getpid()}.json"
-        _write_json(partial, manifest)
-        partial.replace(self.folder / "manifest.json")
-        return _assemble(self.folder, manifest, sequences)
+def write_manifest(folder: Path, config: DataConfig, sources: dict[str, Any], keys: list[str]) -> None:
+    """Declare the set in `folder` complete, with the objects `keys` in that order. Raises DataError if one is not."""
+    sequences = [load_sequence(folder / "objects" / key) for key in keys]
+    objects = [_facts(s) | {"pixels": s.pixel_checksum()} for s in sequences]
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "name": config.name,
+        "digest": data_digest(config, sources),
+        "config": dataclasses.asdict(config),
+        "sources": sources,
+        "pixel_checksum": _checksum_of(objects),
+        "objects": objects,
+    }
+    _check(folder, manifest, sequences)
+    partial = folder / f".manifest-{os.getpid()}.json"
+    _write_json(partial, manifest)
+    partial.replace(folder / "manifest.json")
 
 
 def load_set(folder: Path) -> SequenceSet:
@@ -367,58 +331,40 @@ def load_set(folder: Path) -> SequenceSet:
     if schema != SCHEMA_VERSION:
         raise DataError(f"{file}: field 'schema' is {schema!r}, expected {SCHEMA_VERSION}; prepare the set again")
     manifest = _read_json(file, folder.name, ("name", "digest", "config", "sources", "pixel_checksum", "objects"))
-    return _assemble(folder, manifest, [load_sequence(folder / "objects" / o["key"]) for o in manifest["objects"]])
+    for listed in manifest["objects"]:
+        if not isinstance(listed, dict) or listed.keys() != {"key", "split", "caption", "attributes", "pixels"}:
+            raise DataError(
+                f"{file}: field 'objects' lists {listed!r}, expected key, split, caption, attributes, pixels"
+            )
+    sequences = tuple(load_sequence(folder / "objects" / listed["key"]) for listed in manifest["objects"])
+    config = _check(folder, manifest, sequences)
+    return SequenceSet(
+        name=manifest["name"],
+        digest=manifest["digest"],
+        sequences=sequences,
+        train_views=config.train_views,
+        heldout_views=config.heldout_views,
+        folder=folder,
+        pixel_checksum=manifest["pixel_checksum"],
+    )
 
 
-def prepare_set(
-    config: DataConfig,
-    sources: dict[str, Any],
-    jobs: dict[str, Any],
-    render: Callable[[Any], tuple[Sequence, Any]],
-    workers: int = 1,
-    root: Path | None = None,
-) -> SequenceSet:
-    """Load the prepared set, or first render what is missing of it.
-
-    jobs: object key -> picklable argument of `render`, in the order of the set. render: top-level function that
-    returns a Sequence of that key and its mesh (trimesh.Trimesh or None). workers: processes, of one torch thread each.
-    """
-    writer = SetWriter(config, sources, root)
-    if writer.finished:
-        return load_set(writer.folder)
-    pending = writer.pending(list(jobs))
-    done = len(jobs) - len(pending)
-    with tqdm(total=len(jobs), initial=done, desc=config.name, unit="object", disable=None) as progress:
-        if min(workers, len(pending)) <= 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # as in the worker processes, so that pixels do not depend on their number
-            try:
-                for key in pending:
-                    writer.write(*render(jobs[key]))
-                    progress.update()
-            finally:
-                torch.set_num_threads(threads)
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                futures = [pool.submit(_render_and_write, writer, render, jobs[key]) for key in pending]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # what is being rendered is still written
-                    raise
-    return writer.finish(list(jobs))
-
-
-def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Sequence, Any]], job: Any) -> None:
-    writer.write(*render(job))
-
-
-def _assemble(folder: Path, manifest: dict[str, Any], sequences: list[Sequence]) -> SequenceSet:
-    """The set of a manifest, checked against it."""
-    file, config = folder / "manifest.json", manifest["config"]
-    views, resolution = config["train_views"] + config["heldout_views"], config["resolution"]
+def _check(folder: Path, manifest: dict[str, Any], sequences: Iterable[Sequence]) -> DataConfig:
+    """The settings of a manifest that agrees with itself and with the objects it lists."""
+    file = folder / "manifest.json"
+    try:
+        config = DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{file}: field 'config' is not that of a data set ({error})") from error
+    for name, expected in (
+        ("digest", data_digest(config, manifest["sources"])),
+        ("pixel_checksum", _checksum_of(manifest["objects"])),
+    ):
+        if manifest[name] != expected:
+            raise DataError(
+                f"{file}: field {name!r} is {manifest[name]!r}, expected {expected!r} for what it describes"
+            )
+    views, resolution = config.train_views + config.heldout_views, config.resolution
     for sequence, listed in zip(sequences, manifest["objects"], strict=True):
         name = f"{folder / 'objects' / listed['key']}: object {listed['key']!r}"
         if len(sequence) != views:
@@ -429,15 +375,7 @@ def _assemble(folder: Path, manifest: dict[str, Any], sequences: list[Sequence])
             raise DataError(
                 f"{name}: differs from what {file.name} lists; delete the data set's folder to prepare it anew"
             )
-    return SequenceSet(
-        name=manifest["name"],
-        digest=manifest["digest"],
-        sequences=tuple(sequences),
-        train_views=config["train_views"],
-        heldout_views=config["heldout_views"],
-        folder=folder,
-        pixel_checksum=manifest["pixel_checksum"],
-    )
+    return config
 
 
 def _checksum_of(objects: list[dict[str, Any]]) -> str:
