@@ -1,0 +1,185 @@
+"""Samples on disk: independent of batches and interruptions, never mixed with another setting's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vader.config import ConfigError, SamplerConfig, UNetConfig
+from vader.diffusion.edm import Denoiser, sample
+from vader.diffusion.sampling import (
+    SamplingError,
+    for_inference,
+    largest_batch,
+    object_generators,
+    sample_objects,
+    sample_to_disk,
+)
+from vader.diffusion.unet3d import UNet3D
+
+CONFIG = SamplerConfig(num_steps=4, s_churn=2.0)
+SHAPE = (3, 2, 2, 2)
+
+
+class Analytic:
+    """A pointwise denoiser that counts evaluations and can be interrupted before one of them."""
+
+    def __init__(self, interrupt_at: int | None = None):
+        self.calls, self.interrupt_at = 0, interrupt_at
+
+    def __call__(self, x, sigma, context=None):
+        self.calls += 1
+        if self.calls == self.interrupt_at:
+            raise KeyboardInterrupt
+        centre = 0.1 if context is None else context.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+        return centre + torch.tanh(x) / (1 + sigma.view(-1, 1, 1, 1, 1) ** 2)
+
+
+def small_denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    config = UNetConfig(channels=16, depth=1, channel_mult=(1, 1), attention_resolutions=(2,), channels_per_head=8)
+    denoiser = Denoiser(UNet3D(config, 4, 4))
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return denoiser
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_samples_do_not_depend_on_the_batch_size(tmp_path, batch_size):
+    expected = sample_objects(Analytic(), CONFIG, range(7), SHAPE, seed=5)
+    found = sample_to_disk(Analytic(), CONFIG, 7, SHAPE, 5, tmp_path / "samples.npy", batch_size=batch_size)
+    assert found.dtype == np.float32 and found.shape == (7, *SHAPE)
+    np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_objects_have_their_own_noise_from_seed_and_index():
+    first = sample_objects(Analytic(), CONFIG, [4, 0, 9], SHAPE, seed=5)
+    assert torch.equal(first[1:], sample_objects(Analytic(), CONFIG, [0, 9], SHAPE, seed=5))
+    assert len(torch.unique(first.flatten(1), dim=0)) == 3
+    assert not torch.equal(first, sample_objects(Analytic(), CONFIG, [4, 0, 9], SHAPE, seed=6))
+    seeds = {g.initial_seed() for seed in range(50) for g in object_generators(seed, range(200))}
+    assert len(seeds) == 50 * 200
+
+
+def test_samples_are_the_samplers(tmp_path):
+    found = sample_to_disk(Analytic(), CONFIG, 1, SHAPE, 5, tmp_path / "samples.npy")
+    (generator,) = object_generators(5, [0])
+    noise = torch.randn(SHAPE, generator=generator)[None]
+    np.testing.assert_array_equal(found, sample(Analytic(), noise, CONFIG, [generator]).numpy())
+
+
+@pytest.mark.parametrize("interrupt_at", [1, 7, 8, 17])
+def test_interrupted_sampling_continues_to_the_same_samples(tmp_path, interrupt_at):
+    path, per_batch = tmp_path / "deep" / "samples.npy", 2 * CONFIG.num_steps - 1
+    interrupted = Analytic(interrupt_at)
+    with pytest.raises(KeyboardInterrupt):
+        sample_to_disk(interrupted, CONFIG, 8, SHAPE, 5, path, batch_size=3)
+    assert not path.exists()
+    rest = Analytic()
+    found = sample_to_disk(rest, CONFIG, 8, SHAPE, 5, path, batch_size=3)
+    assert rest.calls == per_batch * (3 - (interrupt_at - 1) // per_batch), "finished batches are not computed again"
+    np.testing.assert_array_equal(found, sample_objects(Analytic(), CONFIG, range(8), SHAPE, 5).numpy())
+    assert sorted(p.name for p in path.parent.iterdir()) == ["samples.npy", "samples.npy.json"]
+
+
+def test_finished_samples_are_returned_as_they_are(tmp_path):
+    path, again = tmp_path / "samples.npy", Analytic()
+    first = sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, path)
+    np.testing.assert_array_equal(first, sample_to_disk(again, CONFIG, 3, SHAPE, 5, path))
+    assert again.calls == 0
+
+
+def test_lost_array_is_sampled_again(tmp_path):
+    path = tmp_path / "samples.npy"
+    first = np.array(sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, path))
+    path.unlink()
+    np.testing.assert_array_equal(first, sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (dict(config=SamplerConfig(num_steps=5)), "sampler"),
+        (dict(count=9), "count"),
+        (dict(shape=(1, 2, 2, 2)), "shape"),
+        (dict(seed=6), "seed"),
+        (dict(weights="another"), "weights"),
+        (dict(context=torch.ones(3, 1, 1)), "context"),
+    ],
+)
+def test_samples_of_other_settings_are_refused_and_left_alone(tmp_path, changes, field):
+    path = tmp_path / "samples.npy"
+    settings = dict(config=CONFIG, count=3, shape=SHAPE, seed=5, path=path, weights="one")
+    before = np.array(sample_to_disk(Analytic(), **settings))
+    with pytest.raises(SamplingError, match=rf"samples.npy: holds samples with another {field}; delete"):
+        sample_to_disk(Analytic(), **(settings | changes))
+    np.testing.assert_array_equal(np.load(path), before)
+
+
+def test_foreign_file_is_never_overwritten(tmp_path):
+    path = tmp_path / "samples.npy"
+    np.save(path, np.arange(3))
+    with pytest.raises(SamplingError, match="exists without samples.npy.json"):
+        sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, path)
+    assert np.load(path).tolist() == [0, 1, 2]
+    with pytest.raises(ConfigError, match="expected a file name that ends in .npy"):
+        sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, tmp_path / "samples.bin")
+
+
+def test_each_object_gets_its_own_context(tmp_path):
+    context = torch.arange(5.0).view(5, 1, 1).expand(5, 2, 3)
+    config = SamplerConfig(num_steps=4, guidance=2.0)
+    found = sample_to_disk(Analytic(), config, 5, SHAPE, 5, tmp_path / "a.npy", context=context, batch_size=2)
+    for i in range(5):
+        alone = sample_objects(Analytic(), config, [i], SHAPE, 5, context[i : i + 1])
+        np.testing.assert_allclose(found[i], alone[0].numpy(), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ConfigError, match="not one row for each of the 5 objects"):
+        sample_to_disk(Analytic(), config, 5, SHAPE, 5, tmp_path / "b.npy", context=context[:4])
+
+
+def test_record_says_what_was_sampled(tmp_path):
+    sample_to_disk(Analytic(), CONFIG, 3, SHAPE, 5, tmp_path / "samples.npy", weights="abc")
+    record = json.loads((tmp_path / "samples.npy.json").read_text())
+    assert record["done"] == 3
+    assert record["settings"]["sampler"]["num_steps"] == 4
+    assert (record["settings"]["weights"], record["settings"]["seed"]) == ("abc", 5)
+
+
+def test_inference_copy_is_frozen_lower_in_precision_and_close():
+    denoiser = small_denoiser().train()
+    before = {name: p.clone() for name, p in denoiser.named_parameters()}
+    low = for_inference(denoiser)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert not low.training and not any(p.requires_grad for p in low.parameters())
+    assert denoiser.training and all(torch.equal(p, before[name]) for name, p in denoiser.named_parameters())
+    config = SamplerConfig(num_steps=6)
+    exact = sample_objects(denoiser.eval(), config, range(4), (4, 4, 4, 4), seed=0)
+    rounded = sample_objects(low, config, range(4), (4, 4, 4, 4), seed=0)
+    assert rounded.dtype == torch.float32
+    assert 0 < ((rounded - exact).norm() / exact.norm()).item() < 0.05
+    same = sample_objects(for_inference(denoiser, dtype=torch.float32), config, range(4), (4, 4, 4, 4), seed=0)
+    torch.testing.assert_close(same, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_graphs_and_compilation_are_for_cuda():
+    for options in (dict(graphs=True), dict(compile=True)):
+        with pytest.raises(ConfigError, match="need a CUDA device, got cpu"):
+            for_inference(small_denoiser(), "cpu", **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_give_the_eager_samples_and_a_batch_fits():
+    denoiser = small_denoiser()
+    config = SamplerConfig(num_steps=6)
+    eager = for_inference(denoiser, "cuda", torch.float32, graphs=False)
+    graphed = for_inference(denoiser, "cuda", torch.float32)
+    for n in (2, 5, 2):
+        arguments = (config, range(n), (4, 4, 4, 4), 0, None, "cuda")
+        torch.testing.assert_close(sample_objects(graphed, *arguments), sample_objects(eager, *arguments))
+    assert len(graphed.recorded) == 2
+    assert 1 <= largest_batch(eager, (4, 4, 4, 4), None, "cuda") <= 256
