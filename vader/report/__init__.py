@@ -1,0 +1,26 @@
+"""Results as data: what a notebook measured, beside what the paper states, and the claims that this decides.
+
+A notebook fills a `Report`; `save` checks it against the contract below and writes
+`reports/<notebook>.<profile>.json`. A notebook run on other data than its default is a report of its own:
+`reports/table1-furniture.laptop.json`. Tables are drawn from reports, so that a number is measured once and
+never typed, and numbers of one profile never stand in a column of another or of the paper.
+
+    report = Report("table1", profile, seed, data)
+    report.row(system="ours", dataset="furniture_chairs", metric="kd", scale=1000, value=..., std=..., n=3,
+               features="efficientnet-lite0", resolution=48, source="measured")
+    report.claim("table1.chairs.ours_beats_dls", "…", where="Tab. 1", verdict=decide(gain, low, high), evidence="…")
+    report.save()
+
+Commands: `python -m vader.report table1 --profile laptop -p data=furniture` runs a notebook into
+`reports/`, `… refresh table1` renews the outputs stored in it, `… claims` collects the claims.
+"""
+
+from .contract import ReportError, validate
+from .notebook import ParameterError, check_parameters
+from .report import Report, decide, load, read_reports, seed_interval
+from .tables import frame, table
+
+__all__ = [
+    "ParameterError", "Report", "ReportError", "check_parameters", "decide", "frame", "load", "read_reports",
+    "seed_interval", "table", "validate",
+]  # fmt: skip

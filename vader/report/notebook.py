@@ -1,0 +1,237 @@
+"""Notebooks as programs: parameters that are checked, runs that leave a report, stored outputs that can be renewed.
+
+papermill takes unknown parameters with a warning and values of any type. So a notebook calls
+`check_parameters` in the cell after its parameters, which works under papermill, nbval, Jupyter and
+`jupyter execute` alike, and `run` refuses before it starts a kernel.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import nearest
+from ..paths import notebooks_dir, project_root, reports_dir
+from .report import notebook_part
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+LITERALS = (bool, int, float, str, list, tuple, dict, type(None))  # what papermill can inject
+CHECKED = "_parameters_are_checked"  # variable left in a kernel in which `check_parameters` has passed
+
+
+class ParameterError(ValueError):
+    """A notebook that is unknown, a parameter that it does not have, or a value that it cannot take."""
+
+
+def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any]) -> None:
+    """Refuse a notebook's unknown and mistyped parameters; to be called before it defines anything else.
+
+        check_parameters(globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**32))
+
+    known: for each parameter its type, or the values it may take. In a fresh kernel every variable that is none of
+    IPython's own must be a known parameter; a later call in the same kernel, as after an edit in Jupyter, checks
+    the values only. Raises ParameterError with the list of known ones.
+    """
+    names = ", ".join(known)
+    if CHECKED not in namespace:
+        shell = namespace.get("get_ipython")
+        own = set(shell().user_ns_hidden) if shell else set()
+        for name, value in namespace.items():
+            if name not in known and name not in own and not name.startswith("_") and isinstance(value, LITERALS):
+                raise ParameterError(f"parameter {name!r} is unknown{nearest(name, list(known))}; known: {names}")
+    for name, allowed in known.items():
+        if name not in namespace:
+            raise ParameterError(f"parameter {name!r} is missing, expected it in the parameters cell; known: {names}")
+        _check_value(name, namespace[name], allowed)
+    namespace[CHECKED] = True
+
+
+def _check_value(name: str, value: Any, allowed: type | Collection[Any]) -> None:
+    hint = ""
+    if isinstance(allowed, type):
+        kinds, fits = ({int, float} if allowed is float else {allowed}), True
+        expected = f"a value of type {allowed.__name__}"
+    elif isinstance(allowed, range):
+        kinds, fits = {int}, type(value) is int and value in allowed
+        expected = f"an integer from {allowed.start} to {allowed.stop - 1}"
+    else:
+        kinds, fits = {type(item) for item in allowed}, value in list(allowed)
+        expected = f"one of {', '.join(map(repr, allowed))}"
+        hint = nearest(value, [item for item in allowed if isinstance(item, str)]) if isinstance(value, str) else ""
+    if type(value) not in kinds or not fits:  # bool is an int, but True is no seed
+        raise ParameterError(
+            f"parameter {name!r} is {value!r} of type {type(value).__name__}, expected {expected}{hint}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+def parameters_of(notebook: NotebookNode, name: str) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults. Raises ParameterError unless its cell tagged 'parameters'
+    holds `name = literal` lines only."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"{name}: has {len(cells)} cells tagged 'parameters', expected one")
+    defaults = {}
+    for line in ast.parse(cells[0].source).body:
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        try:
+            (target,) = targets
+            defaults[target.id] = ast.literal_eval(line.value)
+        except (AttributeError, ValueError) as error:
+            code = ast.unparse(line)
+            raise ParameterError(f"{name}: parameters cell has the line {code!r}, expected `name = literal`") from error
+    return defaults
+
+
+def parse_value(name: str, text: str, default: Any) -> Any:
+    """The value that `text` stands for, of the type of the parameter's default. Raises ParameterError."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, int | float | str):
+            return type(default)(text)
+        value = ast.literal_eval(text)
+        if type(value) is type(default) or default is None:
+            return value
+    except (KeyError, ValueError, SyntaxError):
+        pass
+    raise ParameterError(f"parameter {name!r} is {text!r}, expected a value of type {type(default).__name__}")
+
+
+# ------------------------------------------------------------------------------------------------- execution
+
+
+def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
+    """Run a notebook and return what it left in the reports folder: executed notebook, HTML page and report.
+
+    assignments: parameters as on the command line. Raises ParameterError before any work for a notebook or
+    parameter that does not exist or a value of another type, and papermill's error where a cell fails; the
+    executed notebook then shows where.
+    """
+    notebook, file = _read(name)
+    defaults = parameters_of(notebook, file.name)
+    values = {"profile": profile}
+    for key, text in assignments.items():
+        if key not in defaults:
+            known = ", ".join(f"{k} ({type(v).__name__}, default {v!r})" for k, v in defaults.items())
+            raise ParameterError(f"parameter {key!r} is unknown{nearest(key, list(defaults))}; {name} has: {known}")
+        values[key] = parse_value(key, text, defaults[key])
+
+    papermill, _ = _tools()
+    stem = f"{notebook_part(name, values.get('data', defaults.get('data', 'procedural')))}.{profile}"
+    reports_dir().mkdir(parents=True, exist_ok=True)
+    executed, page, report = (reports_dir() / f"{stem}.{suffix}" for suffix in ("ipynb", "html", "json"))
+    start = time.time()
+    papermill.execute_notebook(str(file), str(executed), values, cwd=str(file.parent), progress_bar=sys.stderr.isatty())
+    result = _as_notebook(executed)
+    page.write_text(to_html(result, title=stem), encoding="utf-8")
+    for place in machine_paths(result):
+        print(f"warning: {stem}: {place}", file=sys.stderr)
+    if not report.is_file() or report.stat().st_mtime < start - 2:  # file systems round times
+        raise ParameterError(f"{name}: ran, but wrote no report {report.name}; its last cell should save one")
+    return [executed, page, report]
+
+
+def refresh(name: str) -> Path:
+    """Renew the outputs stored in a notebook: run it in place with its defaults, from nothing, and drop what varies.
+
+    Its default profile must be 'smoke', which is what the tests run and compare with the stored outputs.
+    """
+    notebook, file = _read(name)
+    if parameters_of(notebook, file.name).get("profile") != "smoke":
+        raise ParameterError(f"{file.name}: its profile is not 'smoke' by default, as the tests need it")
+    from nbclient import NotebookClient
+
+    with from_nothing():
+        client = NotebookClient(notebook, resources={"metadata": {"path": str(file.parent)}}, record_timing=False)
+        client.execute()
+    strip(notebook)
+    places = machine_paths(notebook)
+    if places:
+        raise ParameterError(f"{file.name}: outputs would show paths of this machine: {'; '.join(places)}")
+    import nbformat
+
+    nbformat.write(notebook, file)
+    return file
+
+
+@contextmanager
+def from_nothing() -> Iterator[None]:
+    """Run with empty folders for data, runs and reports, so that nothing left by earlier work can decide a result."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {f"VADER_{kind}": str(Path(folder) / kind.lower()) for kind in ("DATA", "RUNS", "REPORTS")}
+        changes["TQDM_DISABLE"] = "1"
+        before = {key: os.environ.get(key) for key in changes}
+        os.environ.update(changes)
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def strip(notebook: NotebookNode) -> None:
+    """Drop metadata that changes with every run or machine; tags, outputs and execution counts stay."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).clear()
+
+
+def machine_paths(notebook: NotebookNode) -> list[str]:
+    """Where the outputs of a notebook name folders of this machine, which say nothing to anyone else."""
+    folders = {str(project_root()), str(Path.home()), sys.prefix, tempfile.gettempdir()} - {"/"}
+    found = []
+    for i, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            data = {key: value for key, value in output.get("data", {}).items() if not key.startswith("image/")}
+            text = str(output.get("text", "")) + str(data)
+            found += [f"cell {i} shows {folder}" for folder in sorted(folders) if f"{folder}/" in text]
+    return found
+
+
+def to_html(notebook: NotebookNode, title: str) -> str:
+    """A notebook as one page that asks nothing of the network: figures embedded, formulas as they are written."""
+    _, nbconvert = _tools()
+    exporter = nbconvert.HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>|<script[^>]*type=\"module\".*?</script>", "", page, flags=re.S)
+
+
+def _read(name: str) -> tuple[NotebookNode, Path]:
+    file = notebooks_dir() / f"{name}.ipynb"
+    if not file.is_file():
+        known = sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
+        raise ParameterError(f"no notebook is called {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+    return _as_notebook(file), file
+
+
+def _as_notebook(file: Path) -> NotebookNode:
+    import nbformat
+
+    return nbformat.read(file, as_version=4)
+
+
+def _tools() -> tuple[Any, Any]:
+    try:
+        import nbconvert
+        import papermill
+    except ImportError as error:
+        raise ImportError('running notebooks needs papermill and nbconvert: pip install "vader[notebooks]"') from error
+    return papermill, nbconvert

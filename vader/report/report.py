@@ -1,0 +1,156 @@
+"""`Report`, which a notebook fills and saves, and the verdict on a claim."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..paths import reports_dir
+from ..provenance import environment
+from ..runs import Run, utc_now
+from ..storage import RunError, read_json, write_json
+from .contract import COUNTS, ReportError, check_claim, check_row, report_digest, validate
+from .tables import table
+
+if TYPE_CHECKING:
+    import torch
+    from pandas.io.formats.style import Styler
+
+
+class Report:
+    """The result of one notebook in one profile."""
+
+    def __init__(
+        self, notebook: str, profile: str, seed: int, data: str = "procedural", device: torch.device | str = "cpu"
+    ) -> None:
+        """data: the notebook's parameter of that name; 'procedural', the default, is no part of the report's name."""
+        self.notebook, self.profile, self.seed = notebook_part(notebook, data), profile, seed
+        self.rows: list[dict[str, Any]] = []
+        self.claims: list[dict[str, Any]] = []
+        self.weights: list[dict[str, str]] = []
+        self.runs: list[dict[str, Any]] = []
+        self._device, self._start = device, time.monotonic()
+
+    def row(self, *, system: str, dataset: str, metric: str, value: float, source: str, **fields: Any) -> None:
+        """Add a number. fields: see `contract.ROW_FIELDS`; numpy and torch scalars are taken as numbers."""
+        row = {"system": system, "dataset": dataset, "metric": metric, "value": value, "source": source, **fields}
+        row = {key: item.item() if hasattr(item, "item") else item for key, item in row.items() if item is not None}
+        if source == "measured" and metric in COUNTS:
+            row = {**row, "n": 1, "std": 0.0}
+        check_row(f"{self.notebook}.{self.profile}, row {len(self.rows)}", row)
+        self.rows.append(row)
+
+    def claim(self, id: str, text: str, *, where: str, verdict: str, evidence: str) -> None:
+        """Add a claim of the paper (id: <notebook>.<what>), where it is made, and what was found. See `decide`."""
+        claim = {"id": id, "text": text, "where": where, "verdict": verdict, "evidence": evidence}
+        check_claim(f"{self.notebook}.{self.profile}, claim {len(self.claims)}", claim)
+        self.claims.append(claim)
+
+    def used(self, what: Run | Any) -> None:
+        """Note a run, or pretrained weights that `vader.weights.resolve` found, that the numbers rest on."""
+        if isinstance(what, Run):
+            facts = {key: what.record.get(key) for key in ("seed", "device", "seconds", "peak_memory_bytes")}
+            self.runs.append({"run": what.folder.name, "digest": what.digest, "origin": what.origin, **facts})
+        else:
+            self.weights.append(what.describe())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as it is written. Raises ReportError where it breaks the contract."""
+        facts = environment(self._device)
+        report = {
+            "notebook": self.notebook,
+            "profile": self.profile,
+            "seed": self.seed,
+            "created": utc_now(),
+            "commit": facts.pop("commit"),
+            "environment": {**facts, "weights": self.weights, "runs": self.runs},
+            "wall_seconds": round(time.monotonic() - self._start, 1),
+            "rows": self.rows,
+            "claims": self.claims,
+        }
+        report = {**report, "digest": report_digest(report)}
+        validate(report)
+        return report
+
+    def save(self) -> Path:
+        """Write `<notebook>.<profile>.json` into the reports folder and return where."""
+        report = self.as_dict()
+        file = reports_dir() / f"{self.notebook}.{self.profile}.json"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, report)
+        except OSError as error:
+            raise ReportError(f"{file}: cannot be written ({error}); set VADER_REPORTS to a folder that can") from error
+        return file
+
+    def table(self, metrics: Sequence[str] = ()) -> Styler:
+        """The rows as a table to show in the notebook, see `tables.table`."""
+        return table([{"profile": self.profile, **row} for row in self.rows], metrics, uuid=self.notebook)
+
+
+def notebook_part(notebook: str, data: str = "procedural") -> str:
+    """The first part of a report's file name: the notebook, and the data where they are not its default."""
+    return notebook if data == "procedural" else f"{notebook}-{data}"
+
+
+# ---------------------------------------------------------------------------------------------------- verdicts
+
+
+def decide(difference: float, low: float, high: float) -> str:
+    """The verdict on 'the difference is positive', given its interval: 'holds' and 'fails' only where that excludes 0.
+
+    For a ratio, give logarithms. Raises ReportError unless the numbers are finite and low <= high.
+    """
+    if not (all(map(math.isfinite, (difference, low, high))) and low <= high):
+        raise ReportError(f"difference {difference:g} with interval [{low:g}, {high:g}], expected finite low <= high")
+    return "holds" if difference > 0 and low > 0 else "fails" if difference < 0 and high < 0 else "inconclusive"
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the results of independent seeds and its Student t interval, (mean, low, high).
+
+    Raises ReportError for fewer than two results.
+    """
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        raise ReportError(f"an interval over seeds needs at least 2 results, got {n}")
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
+# ------------------------------------------------------------------------------------------------ all reports
+
+
+def read_reports(folder: Path | None = None) -> list[dict[str, Any]]:
+    """The reports of notebooks in a folder (default: the reports folder), each checked, sorted by file name.
+
+    Those of the smoke profile are left out: they show that the code runs, and git ignores them.
+    """
+    files = sorted((folder or reports_dir()).glob("*.*.json"))
+    return [_read(f) for f in files if not f.name.startswith("benchmarks.") and not f.name.endswith(".smoke.json")]
+
+
+def load(notebook: str, profile: str, data: str = "procedural") -> dict[str, Any]:
+    """One report as written. Raises ReportError if it is not there or breaks the contract."""
+    file = reports_dir() / f"{notebook_part(notebook, data)}.{profile}.json"
+    if not file.is_file():
+        raise ReportError(f"{file}: no such report; `python -m vader.report {notebook} --profile {profile}` makes it")
+    return _read(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        report = read_json(file)
+    except RunError as error:
+        raise ReportError(str(error)) from error
+    validate(report, str(file))
+    if file.name != f"{report['notebook']}.{report['profile']}.json":
+        raise ReportError(f"{file}: holds the report {report['notebook']}.{report['profile']}")
+    return report
