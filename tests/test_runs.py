@@ -254,6 +254,11 @@ def test_a_committed_run_is_found_where_there_is_no_own_one(store, capsys):
     assert found.folder == committed and found.origin == "reference run"
     assert runs.main(["list"]) == 0
     assert f"{committed}: reference run" in capsys.readouterr().out
+    (store / "broken-0").mkdir()
+    runs.begin("tables", SETTINGS)
+    assert runs.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert "broken-0: has no DONE" in listed and ".partial: partial" in listed and f"{committed}: reference" in listed
     assert runs.main(["commit", str(committed)]) == 1
     assert "exists already" in capsys.readouterr().err
 

@@ -285,12 +285,17 @@ def commit_run(folder: Path) -> Path:
 
 
 def _overview(place: Path) -> list[str]:
+    """One line for each folder of a store, also for those that are refused."""
     lines = []
     for folder in sorted(folder for folder in place.glob("*") if folder.is_dir()):
         if folder.name.endswith(".partial"):
-            lines.append(f"{folder}: partial")
+            lines.append(f"{folder}: partial, resumes when it is asked for again")
             continue
-        run = open_run(folder)
+        try:
+            run = open_run(folder)
+        except RunError as error:
+            lines.append(f"refused: {error}")
+            continue
         size, minutes = sum(f.stat().st_size for f in folder.iterdir()) / 1e6, run.record["seconds"] / 60
         lines.append(f"{folder}: {run.origin}, {size:.1f} MB, trained in {minutes:.0f} min on {run.record['device']}")
     return lines
