@@ -10,7 +10,6 @@ rest of the package asks for trained weights: found in the run store, or trained
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import signal
 import sys
@@ -153,7 +152,9 @@ def _load_checkpoint(file: Path, task: Task) -> int:
         task.optimizer.load_state_dict(content["optimizer"])
         return content["clock"]
     except Exception as error:
-        raise RunError(f"{file}: not a checkpoint of this {task.name} training ({error}); remove it to start over") from error
+        raise RunError(
+            f"{file}: not a checkpoint of this {task.name} training ({error}); remove it to start over"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------ the stages
@@ -185,9 +186,7 @@ def autodecoder_run(
     return runs.get(f"{data.name}-autodecoder", settings, train, data)
 
 
-def diffusion_run(
-    config: Experiment, data: SequenceSet, device: str = "auto", max_seconds: float | None = None
-) -> Run:
+def diffusion_run(config: Experiment, data: SequenceSet, device: str = "auto", max_seconds: float | None = None) -> Run:
     """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be."""
     stage1 = autodecoder_run(config, data, device, max_seconds)
     settings = {
@@ -241,8 +240,7 @@ def plan(config: Experiment) -> str:
     with torch.device("meta"):
         decoder = Decoder(config.autodecoder)
         unet = UNet3D(config.unet, config.autodecoder.latent_shape[0], config.autodecoder.latent_resolution)
-    count = functools.partial(sum, start=0)
-    sizes = [count(p.numel() for p in module.parameters()) for module in (decoder, unet)]
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (decoder, unet)]
     table = config.data.num_objects * config.autodecoder.embedding_dim
     first, second = config.reconstruction, config.diffusion
     images = first.objects_per_step * first.views_per_object
@@ -252,7 +250,8 @@ def plan(config: Experiment) -> str:
             f"stage 1: decoder {sizes[0]:,} + embeddings {table:,} parameters, "
             f"{first.images_seen:,} images in {-(-first.images_seen // images):,} steps of {images}",
             f"stage 2: U-Net {sizes[1]:,} parameters, "
-            f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps of {second.batch_size}",
+            f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps "
+            f"of {second.batch_size}",
         ]
     )
 

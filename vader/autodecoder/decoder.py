@@ -21,6 +21,24 @@ class ConvUnit(nn.Sequential):
         super().__init__(nn.ReLU(), nn.BatchNorm3d(c_in), nn.Conv3d(c_in, c_out, 3, padding=1))
 
 
+class UpConv3d(nn.Conv3d):
+    """Nearest upsampling followed by a 3x3x3 convolution, (b, c_in, r, r, r) -> (b, c_out, 2r, 2r, 2r).
+
+    Along an axis an output's three taps meet only two different inputs, so the same result is a transposed
+    convolution of stride 2 with folded weights: 8 multiplications per output and channel pair instead of 27.
+    """
+
+    FOLD = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))  # [offset of the output from twice its input][tap]
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fold = self.weight.new_tensor(self.FOLD)
+        kernel = torch.einsum("ax,by,cz,oixyz->ioabc", fold, fold, fold, self.weight)
+        return F.conv_transpose3d(x, kernel, self.bias, stride=2, padding=1)
+
+
 class UpBlock(nn.Module):
     """Residual block that doubles the resolution: (b, c_in, r, r, r) -> (b, c_out, 2r, 2r, 2r).
 
@@ -31,12 +49,12 @@ class UpBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.activation, self.norm = nn.ReLU(), nn.BatchNorm3d(c_in)
-        self.conv = nn.Conv3d(c_in, c_out, 3, padding=1)
+        self.conv = UpConv3d(c_in, c_out)
         self.unit = ConvUnit(c_out, c_out)
         self.skip = nn.Conv3d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv(upsample(self.norm(self.activation(x))))
+        h = self.conv(self.norm(self.activation(x)))
         return upsample(self.skip(x)) + self.unit(h)
 
 

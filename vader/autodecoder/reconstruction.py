@@ -89,7 +89,9 @@ class Reconstruction:
         target = self.images[rows, views].float() / 255  # (b, v, h, w, 3)
         mask = self.masks[rows, views].float() / 255
         h, w = mask.shape[-2:]
-        cameras = Cameras(self.world_to_camera[rows, views].flatten(0, 1), self.intrinsics[rows, views].flatten(0, 1), h, w)
+        cameras = Cameras(
+            self.world_to_camera[rows, views].flatten(0, 1), self.intrinsics[rows, views].flatten(0, 1), h, w
+        )
         origins, directions = (x.view(b, v * h * w, 3) for x in cameras.rays())
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         stratified_seed = int(torch.randint(2**31, ()))
@@ -99,13 +101,15 @@ class Reconstruction:
             volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
         )
         colour, occupancy, _ = rendering.images(h, w)
-        losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy.flatten(0, 1), mask.flatten(0, 1))}
+        losses = {
+            "foreground": settings.foreground_weight * foreground_loss(occupancy.flatten(0, 1), mask.flatten(0, 1))
+        }
         if settings.pixel_weight:
             l1 = pyramid_l1(colour.flatten(0, 1), target.flatten(0, 1), settings.pyramid_scales)
             losses["pixels"] = settings.pixel_weight * l1
         if self.perceptual is not None:
-            chosen = slice(0, settings.perceptual_views)  # views are in random order
-            distance = self.perceptual(colour[:, chosen].flatten(0, 1), target[:, chosen].flatten(0, 1))
+            chosen = torch.randperm(b * v)[: settings.perceptual_images].to(self.device)
+            distance = self.perceptual(colour.flatten(0, 1)[chosen], target.flatten(0, 1)[chosen])
             losses["perceptual"] = settings.perceptual_weight * distance
         loss = sum(losses.values())
         loss.backward()

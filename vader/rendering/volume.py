@@ -27,7 +27,7 @@ class RenderingError(ValueError):
 
 @dataclass(frozen=True)
 class Rendering:
-    """Per ray: colour (b, r, 3) on black, occupancy (b, r) in [0, 1], depth (b, r) = sum of w_i t_i; and who made it."""
+    """Per ray: colour (b, r, 3) on black, occupancy (b, r) in [0, 1], depth (b, r) = sum of w_i t_i; and its maker."""
 
     colour: Tensor
     occupancy: Tensor

@@ -1,0 +1,108 @@
+"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call a notebook can show.
+
+FID/KID compare `views` random views of `num_samples` generated objects with `real_views` random images of every
+training object; PSNR and LPIPS compare reconstructions with views that training never drew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .config import EvaluationConfig
+from .data import SequenceSet
+from .diffusion.sampling import object_generators
+from .generation import Models, System, render_samples
+from .metrics.distribution import distances
+from .metrics.features import Features, check_independent, extract
+from .metrics.images import LPIPS, psnr
+from .rendering.volume import render_views
+
+INTERVAL = 1.96  # standard errors on either side of a mean
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `n` objects with the standard deviation over them and the 95 % interval of the mean."""
+
+    value: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_objects(values: Tensor) -> Mean:
+    """values: (n,), one for each object."""
+    value, std = values.mean().item(), values.std(correction=1).item() if len(values) > 1 else 0.0
+    half = INTERVAL * std / len(values) ** 0.5
+    return Mean(value, std, value - half, value + half, len(values))
+
+
+def heldout_reconstruction(models: Models) -> dict[str, Mean]:
+    """Reconstruction of every training object on its held-out views: 'psnr', 'psnr_foreground' (dB) and 'lpips'."""
+    data, samples = models.data.split("train"), models.config.reconstruction.num_samples
+    views = slice(data.train_views, data.train_views + data.heldout_views)
+    perceptual = LPIPS("alex")
+    scores: dict[str, list[Tensor]] = {"psnr": [], "psnr_foreground": [], "lpips": []}
+    for index, sequence in enumerate(tqdm(data, desc="held-out views", disable=None)):
+        volume = models.reconstruct([index])
+        rendered = render_views(volume, sequence.cameras[views], samples)["colour"][0].cpu()
+        target, mask = sequence.colours(views), sequence.alphas(views)
+        scores["psnr"].append(psnr(rendered, target).mean())
+        scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())
+        scores["lpips"].append(perceptual(rendered, target).mean())
+    return {name: mean_over_objects(torch.stack(values)) for name, values in scores.items()}
+
+
+def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:
+    """Features of `real_views` random images of each object of a split, the reference of FID and KID."""
+    pictures = []
+    for index, sequence in enumerate(data.split(split)):
+        [generator] = object_generators(seed, [index])
+        chosen = torch.randperm(len(sequence), generator=generator)[: config.real_views]
+        pictures.append(sequence.images[chosen])
+    return extract(torch.stack(pictures), config.features)
+
+
+def sample_features(models: Models, system: System, name: str) -> list[Features]:
+    """Features of a system's samples, one set for each sampling seed."""
+    config = models.config.evaluation
+    check_independent(config.features, models.config.reconstruction.perceptual_network)
+    sets = []
+    for seed in config.sampling_seeds:
+        pictures = render_samples(models, system, config.num_samples, config.views, seed, f"{name}, seed {seed}")
+        sets.append(extract(pictures, config.features))
+    return sets
+
+
+def reconstruction_features(models: Models, seed: int = 0) -> Features:
+    """Features of reconstructed training objects in random views: what a perfect second stage would score."""
+    config = models.config.evaluation
+    count = min(config.num_samples, len(models.data.split("train")))
+    pictures = render_samples(models, lambda indices, _: models.reconstruct(list(indices)), count, config.views, seed)
+    return extract(pictures, config.features)
+
+
+def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig) -> list[dict]:
+    """Fréchet and kernel distance by torch-fidelity as rows for a report: mean and spread over sampling seeds."""
+    per_seed = [distances(f, real, config.kid_subset_size, config.kid_subsets) for f in sets]
+    rows = []
+    for measured in zip(*per_seed, strict=True):
+        values = torch.tensor([row["value"] for row in measured], dtype=torch.float64)
+        scale = 1000 if measured[0]["metric"] in ("kid", "kd") else 1
+        rows.append(
+            {
+                "metric": measured[0]["metric"],
+                "scale": scale,
+                "value": scale * values.mean().item(),
+                "std": scale * values.std(correction=1).item() if len(values) > 1 else 0.0,
+                "n": len(values),
+                "features": measured[0]["features"],
+                "resolution": measured[0]["resolution"],
+            }
+        )
+    return rows

@@ -1,0 +1,70 @@
+"""Pictures for notebooks: objects from several views, with depth and normals beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .config import DataConfig
+from .data import SequenceSet
+from .rendering.cameras import Cameras, intrinsics_from_fov, look_at
+from .rendering.volume import render_views
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AZIMUTHS = (30.0, 120.0, 210.0, 300.0)  # degrees from the front, of the four views of a row
+ELEVATION = 20.0
+
+
+def turntable(config: DataConfig, azimuths: Sequence[float] = AZIMUTHS, resolution: int = 96) -> Cameras:
+    """Cameras around the object at the data's distance and field of view, at any resolution."""
+    angle = torch.deg2rad(torch.tensor(azimuths, dtype=torch.float64))
+    height = torch.deg2rad(torch.tensor(ELEVATION, dtype=torch.float64))
+    eyes = torch.stack([angle.sin() * height.cos(), height.sin().expand_as(angle), angle.cos() * height.cos()], -1)
+    intrinsics = intrinsics_from_fov(config.field_of_view, resolution, resolution)
+    world_to_camera = look_at(config.camera_distance * eyes).float()
+    return Cameras(world_to_camera, intrinsics.expand(len(eyes), 3, 3).contiguous(), resolution, resolution)
+
+
+def picture_row(volume: Tensor, config: DataConfig, num_samples: int, resolution: int = 96) -> Tensor:
+    """One object (4, S, S, S) as a strip (h, 6 w, 3): four views, then depth and normals of the first."""
+    views = render_views(volume[None].float(), turntable(config, resolution=resolution), num_samples)
+    colour, depth = views["colour"][0].cpu(), views["depth"][0, 0].cpu()
+    near, far = config.camera_distance - 1.2, config.camera_distance + 1.2  # objects stay within this radius
+    shade = torch.where(depth > 0, 1 - 0.8 * ((depth - near) / (far - near)).clamp(0, 1), torch.zeros_like(depth))
+    occupancy = views["occupancy"][0, 0].cpu()[..., None]
+    normals = (0.5 * (views["normals"][0, 0].cpu() + 1)) * occupancy
+    return torch.cat([*colour, shade[..., None].expand(-1, -1, 3), normals], dim=1).clamp(0, 1)
+
+
+def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int, title: str) -> Figure:
+    """Rows of objects under the name of their system: {name: volumes (n, 4, S, S, S)}."""
+    from matplotlib.figure import Figure
+
+    strips = {name: [picture_row(v, config, num_samples) for v in batch] for name, batch in volumes.items()}
+    rows = max(len(s) for s in strips.values())
+    figure = Figure(figsize=(6.2 * len(strips), 1.05 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(1, len(strips), squeeze=False)[0]
+    for axis, (name, images) in zip(axes, strips.items(), strict=True):
+        axis.imshow(torch.cat(images, dim=0).numpy(), interpolation="nearest")
+        axis.set_title(f"{name}: four views, depth, normals", fontsize=8)
+        axis.axis("off")
+    return figure
+
+
+def data_grid(data: SequenceSet, objects: int, title: str, views: int = 8) -> Figure:
+    """The first views of the first objects of a data set."""
+    from matplotlib.figure import Figure
+
+    rows = [torch.cat(list(sequence.images[:views]), dim=1) for sequence in list(data)[:objects]]
+    figure = Figure(figsize=(views * 0.9, len(rows) * 0.9 + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axis = figure.subplots()
+    axis.imshow(torch.cat(rows, dim=0).numpy(), interpolation="nearest")
+    axis.axis("off")
+    return figure

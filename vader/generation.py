@@ -1,0 +1,95 @@
+"""From trained runs to volumes and pictures: reconstruct training objects, generate new ones, render both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .autodecoder.reconstruction import Autodecoder, load_autodecoder
+from .baselines.direct_latent_sampling import Prior, sample_embeddings
+from .config import Experiment
+from .data import SequenceSet
+from .diffusion.denoising import load_denoiser
+from .diffusion.sampling import for_inference, object_generators, sample_objects
+from .rendering.cameras import Cameras, sample_orbit
+from .rendering.volume import render_views
+from .runs import Run
+from .training import autodecoder_run, diffusion_run, select_device
+
+# Volumes (n, 4, S, S, S) of the samples with these numbers, drawn with this seed.
+System = Callable[[Sequence[int], int], Tensor]
+
+BATCH = 32  # objects decoded or denoised at once on a CPU
+
+
+@dataclass(frozen=True)
+class Models:
+    """The trained parts of one experiment and the data they were trained on."""
+
+    config: Experiment
+    data: SequenceSet
+    runs: tuple[Run, Run]
+    autodecoder: Autodecoder
+    device: torch.device
+
+    @torch.no_grad()
+    def reconstruct(self, objects: Sequence[int]) -> Tensor:
+        """Volumes (n, 4, S, S, S) of training objects, from their learned embeddings."""
+        return self.autodecoder(torch.as_tensor(objects, device=self.device))
+
+    def ours(self) -> System:
+        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3)."""
+        denoiser, statistics = load_denoiser(self.runs[1], self.config, self.device)
+        dtype = getattr(torch, self.config.diffusion.precision)
+        denoise = for_inference(denoiser, self.device, dtype)
+        shape = self.config.autodecoder.latent_shape
+
+        @torch.no_grad()
+        def system(indices: Sequence[int], seed: int) -> Tensor:
+            latents = sample_objects(denoise, self.config.sampler, indices, shape, seed, device=self.device)
+            return self.autodecoder.decoder.g2(statistics.denormalize(latents.float()))
+
+        return system
+
+    def direct_latent_sampling(self, prior: Prior) -> System:
+        """The baseline of [63] on the same autodecoder."""
+        learned = self.autodecoder.embedding.all().cpu()
+
+        @torch.no_grad()
+        def system(indices: Sequence[int], seed: int) -> Tensor:
+            return self.autodecoder.decoder(sample_embeddings(learned, indices, prior, seed).to(self.device))
+
+        return system
+
+
+def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> Models:
+    """The models of an experiment from the run store, trained first where there are none."""
+    second = diffusion_run(config, data, device)
+    first = autodecoder_run(config, data, device)
+    chosen = select_device(device)
+    return Models(config, data, (first, second), load_autodecoder(first, config, chosen), chosen)
+
+
+def random_views(config: Experiment, index: int, views: int, seed: int) -> Cameras:
+    """Cameras of generated sample `index`, from the distribution that the data's cameras were drawn from."""
+    [generator] = object_generators(seed + 1_000_003, [index])  # another stream than the sample's own noise
+    return sample_orbit(views, config.data, generator)
+
+
+def render_samples(models: Models, system: System, count: int, views: int, seed: int, name: str = "samples") -> Tensor:
+    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1]."""
+    pictures = []
+    bar = tqdm(total=count, desc=name, disable=None)
+    for start in range(0, count, BATCH):
+        indices = range(start, min(start + BATCH, count))
+        for index, volume in zip(indices, system(indices, seed), strict=True):
+            cameras = random_views(models.config, index, views, seed)
+            samples = models.config.reconstruction.num_samples
+            pictures.append(render_views(volume[None], cameras, samples)["colour"][0].cpu())
+            bar.update()
+    bar.close()
+    return torch.stack(pictures)
