@@ -198,6 +198,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         example().save()
 
 
+def test_a_picture_lies_beside_its_report_and_is_the_same_every_time(folder):
+    from matplotlib.figure import Figure
+
+    def drawn() -> Figure:
+        figure = Figure(figsize=(1, 1))
+        figure.subplots().plot([0, 1])
+        return figure
+
+    report = example(data="furniture")
+    file = report.picture("furniture_chairs", drawn())
+    assert file == folder / "table1-furniture.laptop.furniture_chairs.png"
+    first = file.read_bytes()
+    assert first.startswith(b"\x89PNG") and b"matplotlib" not in first
+    assert report.picture("furniture_chairs", drawn()).read_bytes() == first
+    assert read_reports() == []
+
+
 def test_smoke_reports_and_benchmarks_are_not_read_as_results(folder):
     example(profile="smoke").save()
     (folder / "benchmarks.cpu.json").write_text("{}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .tables import table
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
 
@@ -57,6 +58,13 @@ class Report:
         else:
             self.weights.append(what.describe())
 
+    def picture(self, name: str, figure: Figure) -> Path:
+        """Save a matplotlib figure beside the report as `<notebook>.<profile>.<name>.png` and return where."""
+        file = reports_dir() / f"{self.notebook}.{self.profile}.{name}.png"
+        # no date or version in the file: the same picture is the same bytes
+        self._write(file, lambda: figure.savefig(file, dpi=100, bbox_inches="tight", metadata={"Software": None}))
+        return file
+
     def as_dict(self) -> dict[str, Any]:
         """The report as it is written. Raises ReportError where it breaks the contract."""
         facts = environment(self._device)
@@ -79,12 +87,16 @@ class Report:
         """Write `<notebook>.<profile>.json` into the reports folder and return where."""
         report = self.as_dict()
         file = reports_dir() / f"{self.notebook}.{self.profile}.json"
+        self._write(file, lambda: write_json(file, report))
+        return file
+
+    @staticmethod
+    def _write(file: Path, write: Callable[[], None]) -> None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, report)
+            write()
         except OSError as error:
             raise ReportError(f"{file}: cannot be written ({error}); set VADER_REPORTS to a folder that can") from error
-        return file
 
     def table(self, metrics: Sequence[str] = ()) -> Styler:
         """The rows as a table to show in the notebook, see `tables.table`."""
