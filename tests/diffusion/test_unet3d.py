@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import BasicTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
 from vader.config import ConfigError, UNetConfig
@@ -15,6 +16,7 @@ from vader.diffusion.unet3d import (
     GroupNorm,
     ResidualBlock,
     SelfAttention,
+    TransformerBlock,
     UNet3D,
     attend,
     downsample,
@@ -165,6 +167,26 @@ def test_attention_is_the_weighted_mean_of_a_loop_and_of_pytorch(heads):
         torch.testing.assert_close(found[b, i, part], (weights[:, None] * v[b, :, part]).sum(0) / weights.sum())
     split = [t.unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v)]
     torch.testing.assert_close(found, F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2))
+
+
+def test_transformer_block_is_that_of_latent_diffusion():
+    torch.manual_seed(0)
+    ours = TransformerBlock(16, channels_per_head=8, context_dim=6).eval()
+    theirs = BasicTransformerBlock(16, 2, 8, cross_attention_dim=6, activation_fn="geglu").eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    state = {f"norm{i}.{n}": p for i in (1, 2, 3) for n, p in getattr(ours, f"norm{i}").state_dict().items()}
+    for name, attention in (("attn1", ours.self_attention), ("attn2", ours.cross_attention)):
+        state[f"{name}.to_q.weight"] = attention.q.weight
+        state[f"{name}.to_k.weight"], state[f"{name}.to_v.weight"] = attention.kv.weight.chunk(2)
+        state[f"{name}.to_out.0.weight"], state[f"{name}.to_out.0.bias"] = attention.out.weight, attention.out.bias
+    for name, layer in (("ff.net.0.proj", ours.geglu), ("ff.net.2", ours.out)):
+        state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
+    theirs.load_state_dict(state)  # strict: nothing is missing, nothing is left over
+    tokens, context = randn(2, 9, 16), randn(2, 5, 6, seed=1)
+    expected = theirs(tokens, encoder_hidden_states=context)
+    torch.testing.assert_close(ours(tokens, context), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_film_scales_and_shifts_each_object_by_its_own_embedding():
