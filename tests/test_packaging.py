@@ -123,7 +123,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import importlib, pkgutil, vader
 for module in pkgutil.walk_packages(vader.__path__, "vader."):
-    if not module.name.endswith("__main__") and ".fused_" not in module.name:  # kernels, imported where they are used
+    # files of kernels for one device are imported where they are used
+    if not module.name.endswith(("__main__", "_cpu", "_cuda", "_triton")):
         importlib.import_module(module.name)
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
