@@ -81,11 +81,15 @@ class Denoising:
 
     def save(self, work: Path) -> None:
         metadata = {"unet": self.config.unet, "latent_shape": self.config.autodecoder.latent_shape}
-        save_weights(work / "denoiser.safetensors", self.ema.module, metadata, getattr(torch, self.config.weights_precision))
+        save_weights(
+            work / "denoiser.safetensors", self.ema.module, metadata, getattr(torch, self.config.weights_precision)
+        )
         save_weights(work / "statistics.safetensors", self.statistics.to_tensors(), metadata)
 
 
-def load_denoiser(run: Run, config: Experiment, device: torch.device | str = "cpu") -> tuple[Denoiser, RobustStatistics]:
+def load_denoiser(
+    run: Run, config: Experiment, device: torch.device | str = "cpu"
+) -> tuple[Denoiser, RobustStatistics]:
     """The EMA denoiser of a stage-2 run, in evaluation mode, and the statistics its latents were normalised with."""
     denoiser = build_denoiser(config)
     load_weights(run.weights("denoiser"), denoiser)
