@@ -26,7 +26,7 @@ from ..rendering.cameras import Cameras
 LIGHT_RIG = {  # directions point from the object to the light; intensities multiply the albedo
     "ambient": 0.40,
     "ambient_from_above": 0.08,  # times the normal's y
-    "key": {"direction": (0.45, 0.80, 0.40), "intensity": 0.48},
+    "key": {"direction": (0.45, 0.80, 0.40), "intensity": 0.45},
     "fill": {"direction": (-0.80, 0.25, 0.35), "intensity": 0.22},
     "back": {"direction": (0.10, 0.30, -0.95), "intensity": 0.30},
     "highlight_exponent": 24,
@@ -63,19 +63,19 @@ class Primitive:
         if self.kind == "ball":
             reach = np.linalg.norm(axes, axis=1)
             return centre - reach, centre + reach, np.linalg.norm(centre) + np.linalg.norm(axes, 2)
-        ends = [(centre - axes[:, 1], (1.0, 1.0)), (centre + axes[:, 1], self.taper)]  # the two faces y = -1 and +1
+        if self.kind == "box":
+            outline, order = np.array([[1, 1, -1, -1], [1, -1, 1, -1]]), 1
+        else:  # the corners of a polygon around the circle
+            angles = np.arange(48) * 2 * math.pi / 48
+            outline, order = np.stack([np.cos(angles), np.sin(angles)]) / math.cos(math.pi / 48), 2
         low, high, radius = [], [], 0.0
-        for end, (wx, wz) in ends:
-            section = axes[:, [0, 2]] * (wx, wz)
-            if self.kind == "box":
-                reach = np.abs(section).sum(1)
-                corners = end[:, None] + section @ np.array([[1, 1, -1, -1], [1, -1, 1, -1]])
-                radius = max(radius, np.linalg.norm(corners, axis=0).max())
-            else:
-                reach = np.linalg.norm(section, axis=1)
-                radius = max(radius, np.linalg.norm(end) + np.linalg.norm(section, 2))
+        for y, (wx, wz) in ((-1, (1.0, 1.0)), (1, self.taper)):  # the two ends
+            end = centre + y * axes[:, 1]
+            section = axes[:, [0, 2]] * (wx, wz if self.kind == "box" else wx)
+            reach = np.linalg.norm(section, order, axis=1)
             low.append(end - reach)
             high.append(end + reach)
+            radius = max(radius, np.linalg.norm(end[:, None] + section @ outline, axis=0).max())
         return np.min(low, 0), np.max(high, 0), radius
 
 
@@ -125,9 +125,10 @@ def cast(primitives: list[Primitive], origins: Tensor, directions: Tensor, candi
         inverse = np.linalg.inv(p.frame[:, :3])
         o, d = _linear(inverse, from_centre + start * d), _linear(inverse, d)
         t, n_local = _SOLIDS[p.kind](o, d, p.taper)
-        closer = (t + start < distance[rays]).nonzero()[:, 0]  # never where t is inf or NaN
+        ahead = t + start
+        closer = ((ahead > 0) & (ahead < distance[rays])).nonzero()[:, 0]
         hit = rays[closer]
-        distance[hit], primitive[hit] = (t + start)[closer], i
+        distance[hit], primitive[hit] = ahead[closer], i
         local[:, hit] = (o + t * d)[:, closer]
         normal[:, hit] = _unit(_linear(inverse.T, n_local[:, closer]))
     return Hits(distance, primitive, normal, local)

@@ -131,7 +131,7 @@ def _chair_legs(s: _Solids, f: Factors, m: Material, x_front, x_back, z_front, z
         _stand(s, f, feet, tops, m, top)
     elif f["legs"] == "pedestal":
         r, reach = f["column_radius"], f["base_radius"]
-        s.beam((0, 0.05, 0), (0, top, 0), r, m, "column", round=True)
+        s.beam((0, 0.02 if f["base"] == "disc" else 0.05, 0), (0, top, 0), r, m, "column", round=True)
         s.slab((0, top - 0.02, 0), (6 * r, 0.04, 6 * r), m, "column", round=True)
         if f["base"] == "disc":
             s.slab((0, 0.02, 0), (2 * reach, 0.04, 2 * reach), m, "base", round=True, taper=0.85)
