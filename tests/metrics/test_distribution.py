@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vader.metrics import MetricError, distribution, features
 from vader.metrics.features import Features
+from vader.report.contract import check_row
 
 
 def gaussian(objects: int, views: int, f: int = 16, shift: float = 0.0, spread: float = 0.2, seed: int = 0) -> Features:
@@ -57,13 +58,21 @@ def test_same_numbers_as_torch_fidelity_end_to_end():
         32,
         24,
     )
+    assert kd["note"] == "24 generated and 24 real images, subsets of 20" and kd["n"] == 10
+    for row in (fd, kd):
+        check_row("row", {"std": 0.0} | row | {"system": "ours", "dataset": "noise", "source": "measured"})
     assert fd["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-5)
     assert kd["value"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-5)
     assert kd["std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-4)
-    assert distribution.frechet_estimate(*sets, resamples=2).value == pytest.approx(fd["value"], rel=1e-4)
-    whole = distribution.KernelDistance(sets[1]).sums(sets[0]).mmd2().item()
-    subsets_of_all = distribution.distances(*sets, subset_size=24, subsets=1)[1]["value"]
-    assert whole == pytest.approx(subsets_of_all, rel=1e-4)
+
+
+def test_own_estimates_are_torch_fidelitys():
+    """The Fréchet distance behind the interval, and the kernel distance over all images at once."""
+    pytest.importorskip("torch_fidelity")
+    a, b = gaussian(20, 3), gaussian(30, 2, shift=0.4, seed=1)
+    fd, kd = distribution.distances(a, b, subset_size=60, subsets=1)
+    assert distribution.frechet_estimate(a, b, resamples=2).value == pytest.approx(fd["value"], rel=1e-4)
+    assert distribution.KernelDistance(b).sums(a).mmd2().item() == pytest.approx(kd["value"], rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*covariance is singular")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vader.metrics import MetricError, geometry
+from vader.report.contract import check_row
 
 pytest.importorskip("numba")
 
@@ -84,7 +85,13 @@ def test_set_metrics_against_loops(seed, n, m, grow):
         assert got.one_nna is None and "one_nna" not in {row["metric"] for row in got.rows()}
     summed = geometry.shape_metrics(a, b, form="sum")
     assert summed.mmd == pytest.approx(50 * got.mmd) and summed.cov == got.cov
-    assert {row["form"] for row in summed.rows()} == {"sum"}
+    for row in summed.rows():
+        check_row("row", row | {"system": "ours", "dataset": "boxes", "source": "measured"})
+        assert row["note"] == "50 points a cloud, chamfer distance as sum"
+    minima = across.min(0)
+    error = np.sqrt(((minima - minima.mean()) ** 2).sum()) / m
+    assert got.standard_errors["mmd"] == pytest.approx(error, rel=1e-5, abs=1e-9) and got.counts["mmd"] == m
+    assert got.standard_errors["cov"] == pytest.approx(np.sqrt(got.cov * (1 - got.cov) / m))
 
 
 @settings(max_examples=15, deadline=None)

@@ -34,8 +34,9 @@ class Estimate:
 def distances(
     generated: Features, real: Features, subset_size: int = 1000, subsets: int = 100, seed: int = 2020
 ) -> list[dict]:
-    """FID and KID as torch-fidelity computes them, as rows of a report.
+    """FID and KID as torch-fidelity computes them, as two rows of a report.
 
+    They lack system, dataset and source, and FID a spread, which sampling seeds or `frechet_estimate` give.
     In the features of another network than InceptionV3 they are called fd and kd. KID is the mean over
     `subsets` random subsets of `subset_size` images a side, `std` its deviation over them. Raises
     `MetricError` where the sets are not comparable or smaller than a subset.
@@ -62,16 +63,17 @@ def distances(
         kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
     )  # fmt: skip
     names = metric_names(generated.network)
-    shared = {"n": len(generated), "features": generated.network, "resolution": generated.resolution[0]}
+    shared = {"features": generated.network, "resolution": generated.resolution[0]}
+    images = f"{len(generated)} generated and {len(real)} real images"
     return [
-        {"metric": names[0], "value": frechet, **shared},
+        {"metric": names[0], "value": frechet, "n": len(generated), "note": images, **shared},
         {
             "metric": names[1],
             "value": kernel[kid.KEY_METRIC_KID_MEAN],
             "std": kernel[kid.KEY_METRIC_KID_STD],
+            "n": subsets,
+            "note": f"{images}, subsets of {subset_size}",
             **shared,
-            "subset_size": subset_size,
-            "subsets": subsets,
         },
     ]
 

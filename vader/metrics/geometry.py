@@ -28,7 +28,7 @@ CHUNK = 1024  # pairs between two looks at what can still be skipped
 
 @dataclass(frozen=True)
 class ShapeMetrics:
-    """How a generated set covers and matches a reference set.
+    """How a generated set covers and matches a reference set. Each is a mean over clouds of one set.
 
     cov: fraction of reference clouds that are the nearest one of some generated cloud (Eq. 4), higher is better.
     mmd: mean over reference clouds of the distance to the nearest generated cloud (Eq. 5), lower is better.
@@ -42,18 +42,20 @@ class ShapeMetrics:
     mmd: float
     mmd_smp: float
     one_nna: float | None
-    generated: int  # clouds
-    reference: int
+    standard_errors: dict[str, float]  # of each of these means over its clouds, the other set being fixed
+    counts: dict[str, int]  # and how many clouds that were
     points: int  # of each cloud
     form: str
     pairs_measured: int  # the others were excluded by their lower bounds
     pairs: int
 
     def rows(self) -> list[dict]:
-        """Rows of a report."""
-        shared = {"n": self.generated, "n_reference": self.reference, "points": self.points, "form": self.form}
-        values = {name: getattr(self, name) for name in ("cov", "mmd", "mmd_smp", "one_nna")}
-        return [{"metric": name, "value": value, **shared} for name, value in values.items() if value is not None]
+        """Rows of a report, without system, dataset and source."""
+        note = f"{self.points} points a cloud, chamfer distance as {self.form}"
+        return [
+            {"metric": name, "value": getattr(self, name), "std": error, "n": self.counts[name], "note": note}
+            for name, error in self.standard_errors.items()
+        ]
 
 
 def shape_metrics(generated: Clouds, reference: Clouds, form: Literal["mean", "sum"] = "mean") -> ShapeMetrics:
@@ -63,18 +65,23 @@ def shape_metrics(generated: Clouds, reference: Clouds, form: Literal["mean", "s
     matrix would. Raises `MetricError` for empty sets or clouds, clouds of unequal size, NaN or infinity.
     """
     near = nearest_clouds(generated, reference)
-    n, m, p = len(near.to_reference), len(near.to_generated), near.points
-    scale = _form_scale(form, p)
-    same = near.in_union < n
-    same[n:] = ~same[n:]
+    n, m = len(near.to_reference), len(near.to_generated)
+    scale = _form_scale(form, near.points)
+    is_generated = np.arange(n + m) < n
+    over_clouds = {
+        "cov": np.isin(np.arange(m), near.to_reference).astype(float),
+        "mmd": scale * near.to_generated_distance,
+        "mmd_smp": scale * near.to_reference_distance,
+        "one_nna": (is_generated[near.in_union] == is_generated).astype(float),
+    }
+    if n != m:
+        del over_clouds["one_nna"]
+    means = {name: float(values.mean()) for name, values in over_clouds.items()}
     return ShapeMetrics(
-        cov=len(np.unique(near.to_reference)) / m,
-        mmd=scale * float(near.to_generated_distance.mean()),
-        mmd_smp=scale * float(near.to_reference_distance.mean()),
-        one_nna=float(same.mean()) if n == m else None,
-        generated=n,
-        reference=m,
-        points=p,
+        **{"one_nna": None} | means,
+        standard_errors={name: float(values.std() / len(values) ** 0.5) for name, values in over_clouds.items()},
+        counts={name: len(values) for name, values in over_clouds.items()},
+        points=near.points,
         form=form,
         pairs_measured=near.pairs_measured,
         pairs=near.pairs,
