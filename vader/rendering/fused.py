@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 
 import numpy as np
 import torch
@@ -33,6 +34,15 @@ def fused_backend(device: torch.device) -> str | None:
 def _channels_last(volume: Tensor) -> Tensor:
     """(b, c, d, h, w) -> contiguous float32 (b, d, h, w, 4); no copy for a float32 volume in channels_last_3d."""
     return volume[:, :4].movedim(1, -1).float().contiguous()
+
+
+def _numba_threads() -> int:
+    """Have numba's next parallel loop take as many threads as torch does; that number."""
+    import numba
+
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return threads
 
 
 def _kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop):
@@ -63,6 +73,7 @@ def render_forward(
     from . import fused_cpu
 
     out = torch.empty(*enter.shape, OUTPUTS)
+    _numba_threads()
     fused_cpu.forward(
         *_kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop), out.numpy()
     )
@@ -85,9 +96,11 @@ def render_backward(
     """Kernel entry: gradient of the volume, (b, c, d, h, w) in channels_last_3d memory."""
     from . import fused_cpu
 
-    b, c, d, h, w = volume.shape
-    # Every thread owns an object; with fewer objects than threads, several own a partial sum of the same one.
-    parts = -(-torch.get_num_threads() // b)
+    b, _, d, h, w = volume.shape
+    # Every thread owns an object; where few objects do not divide among the threads, several threads own partial
+    # sums of one.
+    threads = _numba_threads()
+    parts = threads // math.gcd(threads, b) if b < 2 * threads else 1
     grad = torch.zeros(parts, b, d, h, w, 4)
     fused_cpu.backward(
         *_kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop),
