@@ -1,0 +1,84 @@
+"""Eq. 1 and 2 against slow and independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms.functional import gaussian_blur
+
+from vader.autodecoder.losses import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PyramidalPerceptualLoss,
+    downsample,
+    foreground_loss,
+    pyramid_l1,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def tiny_network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.ReLU())
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.25])
+def test_downsampling_is_a_gaussian_blur_then_a_stride(scale):
+    stride, sigma = round(1 / scale), (1 / scale - 1) / 2
+    images = torch.rand(2, 3, 24, 24)
+    blurred = gaussian_blur(images, 2 * round(4 * sigma) + 1, sigma)[:, :, ::stride, ::stride]
+    ours = downsample(images, scale)
+    assert ours.shape == blurred.shape
+    margin = math.ceil(4 * sigma / stride)
+    inner = (..., slice(margin, -margin), slice(margin, -margin))
+    assert torch.allclose(ours[inner], blurred[inner], atol=1e-6)
+    assert downsample(images, 1.0) is images
+
+
+def test_eq_1_against_a_loop():
+    network = tiny_network()
+    loss = PyramidalPerceptualLoss(network, (1, 4), (1.0, 0.5))
+    rendered, target = torch.rand(2, 16, 16, 3), torch.rand(2, 16, 16, 3)
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    total = 0.0
+    for scale in (1.0, 0.5):
+        a, b = (downsample(x.movedim(-1, 1), scale) for x in (rendered, target))
+        for depth in (2, 5):
+            difference = network[:depth]((a - mean) / std) - network[:depth]((b - mean) / std)
+            total += difference.abs().mean().item()
+    assert loss(rendered, target).item() == pytest.approx(total, rel=1e-5)
+    assert loss(target, target).item() == 0
+
+
+def test_eq_1_reaches_the_rendering_and_not_the_network():
+    loss = PyramidalPerceptualLoss(tiny_network(), (1, 4), (1.0,))
+    rendered = torch.rand(1, 8, 8, 3, requires_grad=True)
+    loss(rendered, torch.rand(1, 8, 8, 3)).backward()
+    assert rendered.grad.abs().sum() > 0
+    assert all(p.grad is None for p in loss.parameters())
+
+
+def test_layers_that_small_images_cannot_reach_are_left_out():
+    loss = PyramidalPerceptualLoss(tiny_network(), (1, 4), (1.0, 0.25))
+    assert len(loss.extract(torch.rand(1, 3, 8, 8))) == 2
+    assert len(loss.extract(torch.rand(1, 3, 1, 1))) == 1
+    assert torch.isfinite(loss(torch.rand(1, 4, 4, 3), torch.rand(1, 4, 4, 3)))
+
+
+def test_pyramid_l1_of_a_constant_difference():
+    target = torch.zeros(1, 32, 32, 3)
+    assert pyramid_l1(target + 0.25, target, (1.0,)).item() == pytest.approx(0.25)
+    assert pyramid_l1(target, target, (1.0, 0.5, 0.25)).item() == 0
+    at_three_scales = pyramid_l1(target + 0.25, target, (1.0, 0.5, 0.25)).item()
+    assert 0.25 < at_three_scales < 0.75  # the blur meets black beyond the border
+
+
+def test_eq_2():
+    occupancy, mask = torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    assert foreground_loss(occupancy, mask).item() == pytest.approx(1.5 / 4)
