@@ -10,10 +10,13 @@ rest of the package asks for trained weights: found in the run store, or trained
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,13 +87,29 @@ def fit(task: Task, work: Path, record: runs.Record, max_seconds: float | None =
     RunError when the loss is no longer finite.
     """
     checkpoint = work / "checkpoint.pt"
-    rates = [group["lr"] for group in task.optimizer.param_groups]
     clock = _load_checkpoint(checkpoint, task) if checkpoint.exists() else 0
     record.rewind(task.name, clock)
+    bar = tqdm(total=task.total, initial=clock, desc=task.name, unit_scale=True, disable=None, smoothing=0.1)
+    with bar, _sigterm_noted() as told_to_stop:
+        _run_steps(task, work, record, clock, max_seconds, bar, told_to_stop)
+    task.save(work)
+    record.save()
+
+
+def _run_steps(
+    task: Task,
+    work: Path,
+    record: runs.Record,
+    clock: int,
+    max_seconds: float | None,
+    bar: tqdm,
+    told_to_stop: list[int],
+) -> None:
+    """The loop itself, from `clock` to the end."""
+    checkpoint = work / "checkpoint.pt"
+    rates = [group["lr"] for group in task.optimizer.param_groups]
     every = max(1, task.total // task.per_step // LOG_POINTS)
     started = saved = time.monotonic()
-    told_to_stop = _stop_on_sigterm()
-    bar = tqdm(total=task.total, initial=clock, desc=task.name, unit_scale=True, disable=None, smoothing=0.1)
     while clock < task.total:
         torch.manual_seed(stream_seed(task.seed, 0, clock))
         factor = learning_rate_factor(clock, task.total, task.warmup)
@@ -109,26 +128,27 @@ def fit(task: Task, work: Path, record: runs.Record, max_seconds: float | None =
         clock += task.per_step
         bar.update(task.per_step)
         now = time.monotonic()
-        pause = told_to_stop() or (max_seconds is not None and now - started > max_seconds)
+        pause = bool(told_to_stop) or (max_seconds is not None and now - started > max_seconds)
         if pause or now - saved > CHECKPOINT_SECONDS:
             _save_checkpoint(checkpoint, task, clock, rates)
             record.save()
             saved = now
         if pause and clock < task.total:
             raise Paused(f"{work}: {task.name} paused at {clock:,} of {task.total:,} seen; run it again to resume")
-    bar.close()
-    task.save(work)
-    record.save()
 
 
-def _stop_on_sigterm():
-    """A function that says whether SIGTERM has arrived; the step in progress is finished first."""
-    received = []
+@contextlib.contextmanager
+def _sigterm_noted() -> Iterator[list[int]]:
+    """A list that SIGTERM is appended to instead of ending the process: the step in progress is finished first."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    except ValueError:  # not the main thread, whose business signals are
-        pass
-    return lambda: bool(received)
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _save_checkpoint(file: Path, task: Task, clock: int, rates: list[float]) -> None:
