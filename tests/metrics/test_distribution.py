@@ -44,10 +44,11 @@ def test_same_numbers_as_torch_fidelity_end_to_end():
     a = torch.randint(0, 256, (24, 32, 32, 3), generator=g, dtype=torch.uint8)
     b = a.float().mul(0.6).add(20 * torch.rand(a.shape, generator=g)).to(torch.uint8).flip(0)
     features.register_extractors()
-    expected = fidelity.calculate_metrics(
-        input1=InMemory(a), input2=InMemory(b), feature_extractor="efficientnet-lite0", fid=True, kid=True,
-        kid_subset_size=20, kid_subsets=10, cuda=False, save_cpu_ram=True, batch_size=8, verbose=False, cache=False,
-    )  # fmt: skip
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        expected = fidelity.calculate_metrics(
+            input1=InMemory(a), input2=InMemory(b), feature_extractor="efficientnet-lite0", fid=True, kid=True,
+            kid_subset_size=20, kid_subsets=10, cuda=False, save_cpu_ram=True, batch_size=8, verbose=False, cache=False,
+        )  # fmt: skip
     sets = [features.extract(x, batch_size=8) for x in (a, b)]
     with pytest.warns(UserWarning, match="24 images in 1280 dimensions"):
         fd, kd = distribution.distances(*sets, subset_size=20, subsets=10)

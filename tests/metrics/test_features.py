@@ -176,5 +176,5 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ImportError, match=r"needs torch_fidelity: pip install 'vader\[metrics\]'"):
+    with pytest.raises(ImportError, match=r"needs torch_fidelity: pip install 'vader\[eval\]'"):
         features.register_extractors()

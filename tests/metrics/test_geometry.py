@@ -200,5 +200,5 @@ def test_bad_calls(monkeypatch):
     with pytest.raises(MetricError, match="3 clouds x and 2 clouds y"):
         geometry.chamfer_distance(A, A[:2])
     monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(ImportError, match=r"needs numba: pip install 'vader\[metrics\]'"):
+    with pytest.raises(ImportError, match=r"needs numba: pip install 'vader\[eval\]'"):
         geometry.shape_metrics(A, A)

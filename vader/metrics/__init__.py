@@ -18,5 +18,5 @@ def optional_import(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise  # the package is there, and something that it needs itself is not
-        raise ImportError(f"this metric needs {package}: pip install 'vader[metrics]'") from error
+        raise ImportError(f"this metric needs {package}: pip install 'vader[eval]'") from error
     return importlib.import_module(module)

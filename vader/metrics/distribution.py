@@ -56,8 +56,10 @@ def distances(
                 stacklevel=2,
             )
     fid, kid = (optional_import(f"torch_fidelity.metric_{name}") for name in ("fid", "kid"))
-    statistics = [fid.fid_features_to_statistics(x.values) for x in (generated, real)]
-    frechet = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    # OpenBLAS gains nothing from threads in its eigenvalues, and loses a factor of ten where others use the cores
+    with optional_import("threadpoolctl").threadpool_limits(1, user_api="blas"):
+        statistics = [fid.fid_features_to_statistics(x.values) for x in (generated, real)]
+        frechet = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
     kernel = kid.kid_features_to_metric(
         generated.values, real.values,
         kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
