@@ -1,0 +1,1 @@
+"""Tests and benchmarks of vader; `python -m tests.benchmarks` runs the latter."""
