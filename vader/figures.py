@@ -68,3 +68,16 @@ def data_grid(data: SequenceSet, objects: int, title: str, views: int = 8) -> Fi
     axis.imshow(torch.cat(rows, dim=0).numpy(), interpolation="nearest")
     axis.axis("off")
     return figure
+
+
+def neighbour_grid(samples: Tensor, neighbours: Tensor, title: str) -> Figure:
+    """Samples (n, h, w, 3) above pictures of their nearest training objects (n, h, w, 3); floats in [0, 1] or uint8."""
+    from matplotlib.figure import Figure
+
+    rows = [x if x.dtype == torch.uint8 else (255 * x.clamp(0, 1)).round().to(torch.uint8) for x in (samples, neighbours)]
+    figure = Figure(figsize=(0.9 * len(samples), 2.2), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axis = figure.subplots()
+    axis.imshow(torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0).numpy(), interpolation="nearest")
+    axis.axis("off")
+    return figure

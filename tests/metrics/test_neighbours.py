@@ -9,7 +9,7 @@ import torch
 
 from vader.metrics import MetricError
 from vader.metrics.features import Features
-from vader.metrics.neighbours import _object_distances, memorisation
+from vader.metrics.neighbours import MemorisationCheck, _object_distances, memorisation
 
 
 def objects_of(centres: torch.Tensor, views: int, seed: int = 0) -> Features:
@@ -58,3 +58,19 @@ def test_training_objects_are_the_reference_where_none_are_held_out():
         memorisation(training, objects_of(CENTRES[:1], 4))
     with pytest.raises(MetricError, match="resolution"):
         memorisation(dataclasses.replace(training, resolution=(32, 32)), training)
+
+
+def test_the_interval_of_the_ratio_holds_it_and_narrows_with_more_samples():
+    generator = torch.Generator().manual_seed(0)
+
+    def check(n: int) -> MemorisationCheck:
+        near, far = (scale * (1 + 0.2 * torch.rand(n, generator=generator, dtype=torch.float64)) for scale in (1.0, 2.0))
+        return MemorisationCheck(near, torch.zeros(n).long(), far, torch.zeros(n).long(), "held-out objects")
+
+    few, many = check(10), check(1000)
+    for c in (few, many):
+        low, high = c.ratio_interval()
+        assert low <= c.ratio <= high
+        assert high < 0.7, "samples at half the distance are told from new ones"
+    widths = [high - low for low, high in (few.ratio_interval(), many.ratio_interval())]
+    assert widths[1] < 0.3 * widths[0]

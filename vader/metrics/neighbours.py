@@ -32,6 +32,18 @@ class MemorisationCheck:
         """Median distance of samples over that of the reference: about 1 for new objects, towards 0 for copies."""
         return float(self.sample_distances.median() / self.reference_distances.median())
 
+    def ratio_interval(self, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval of `ratio` over samples and reference objects."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def medians(values: Tensor) -> Tensor:
+            drawn = torch.randint(len(values), (resamples, len(values)), generator=generator)
+            return values[drawn].median(1).values
+
+        ratios = medians(self.sample_distances) / medians(self.reference_distances)
+        low, high = ratios.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=ratios.dtype)).tolist()
+        return low, high
+
     @property
     def copies(self) -> float:
         """Fraction of samples nearer to a training object than 95 % of the reference: about 0.05 for new objects."""
