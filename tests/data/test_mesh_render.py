@@ -121,7 +121,7 @@ def slow_corner_normals(vertices, faces):
     return result
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6))
 def test_corner_normals_agree_with_a_slow_loop(seed):
     rng = np.random.default_rng(seed)
