@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from ..config import ConfigError, experiment
 from . import READERS, prepare
-from .sequence import DataError
+from .sequence import DataError, SequenceSet
+
+
+def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
+    """The first view of every object, training objects first, as one image (rows * h, columns * w, 3) uint8."""
+    images = [s.images[0] for s in data]
+    images += [torch.zeros_like(images[0])] * (-len(images) % columns)
+    return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,11 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--source", help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb)"
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
     given = parser.parse_args(arguments)
     options = {k: v for k in ("source", "workers") if (v := getattr(given, k)) is not None}
     try:
         data = prepare(experiment(given.profile, given.name).data, **options)
-    except (ConfigError, DataError) as error:
+        if given.sheet:
+            Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
+    except (ConfigError, DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     train, test = len(data.split("train")), len(data.split("test"))
