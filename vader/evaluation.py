@@ -103,6 +103,7 @@ def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig
                 "n": len(values),
                 "features": measured[0]["features"],
                 "resolution": measured[0]["resolution"],
+                "note": measured[0]["note"],
             }
         )
     return rows

@@ -8,7 +8,6 @@ this costs little, since its sums are kept per pair of objects (`KernelSums`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,13 +47,6 @@ def distances(
                 f"{name}: {len(features)} images, but KID draws subsets of {subset_size}: "
                 "expected at least that many (or a smaller kid_subset_size)"
             )
-        dimension = features.values.shape[1]
-        if len(features) <= dimension:
-            warnings.warn(
-                f"{name}: {len(features)} images in {dimension} dimensions, so that FID's covariance is singular "
-                "and its value strongly biased upwards",
-                stacklevel=2,
-            )
     fid, kid = (optional_import(f"torch_fidelity.metric_{name}") for name in ("fid", "kid"))
     # OpenBLAS gains nothing from threads in its eigenvalues, and loses a factor of ten where others use the cores
     with optional_import("threadpoolctl").threadpool_limits(1, user_api="blas"):
@@ -67,8 +59,11 @@ def distances(
     names = metric_names(generated.network)
     shared = {"features": generated.network, "resolution": generated.resolution[0]}
     images = f"{len(generated)} generated and {len(real)} real images"
+    dimension, few = real.values.shape[1], min(len(generated), len(real))
+    bias = f"; {few} images in {dimension} dimensions: a singular covariance, strongly biased upwards"
+    note = images + (bias if few <= dimension else "")
     return [
-        {"metric": names[0], "value": frechet, "n": len(generated), "note": images, **shared},
+        {"metric": names[0], "value": frechet, "n": len(generated), "note": note, **shared},
         {
             "metric": names[1],
             "value": kernel[kid.KEY_METRIC_KID_MEAN],
