@@ -6,17 +6,8 @@ import dataclasses
 
 import pytest
 
-from vader.config import (
-    DATA_NAMES,
-    PAPER,
-    PROFILES,
-    AutodecoderConfig,
-    ConfigError,
-    ReconstructionConfig,
-    SamplerConfig,
-    UNetConfig,
-    experiment,
-)
+from vader.config import AutodecoderConfig, ConfigError, ReconstructionConfig, SamplerConfig, UNetConfig
+from vader.profiles import DATA_NAMES, PAPER, PROFILES, experiment
 
 
 @pytest.mark.parametrize("profile", PROFILES)

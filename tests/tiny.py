@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vader.config import Experiment, experiment
+from vader.config import Experiment
 from vader.data import Sequence, SequenceSet
+from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
 
 

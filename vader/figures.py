@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import DataConfig
 from .data import SequenceSet
+from .metrics.features import to_uint8
 from .rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from .rendering.volume import render_views
 
@@ -74,7 +75,7 @@ def neighbour_grid(samples: Tensor, neighbours: Tensor, title: str) -> Figure:
     """Samples (n, h, w, 3) above pictures of their nearest training objects (n, h, w, 3); floats in [0, 1] or uint8."""
     from matplotlib.figure import Figure
 
-    rows = [x if x.dtype == torch.uint8 else (255 * x.clamp(0, 1)).round().to(torch.uint8) for x in (samples, neighbours)]
+    rows = [to_uint8(x) if x.is_floating_point() else x for x in (samples, neighbours)]
     figure = Figure(figsize=(0.9 * len(samples), 2.2), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axis = figure.subplots()

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from . import runs
 from .autodecoder.reconstruction import Reconstruction
-from .config import Experiment, experiment
+from .config import Experiment
 from .data import SequenceSet, prepare
 from .diffusion.denoising import Denoising
+from .profiles import experiment
 from .runs import Paused, Run, RunError
 
 CHECKPOINT_SECONDS = 60

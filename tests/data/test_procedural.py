@@ -15,12 +15,13 @@ import torch
 import trimesh
 from PIL import Image
 
-from vader.config import ConfigError, DataConfig, experiment
+from vader.config import ConfigError, DataConfig
 from vader.data import __main__ as command
 from vader.data import prepare, procedural
 from vader.data.factors import CONTINUOUS, DISCRETE, describe, draw
 from vader.data.raycast import HALF_EXTENT, LIGHT_RIG, SPHERE_RADIUS
 from vader.data.sequence import DataError, data_digest, object_cameras
+from vader.profiles import experiment
 
 TINY = DataConfig(
     "procedural_chairs",

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import ConfigError, experiment
+from ..config import ConfigError
+from ..profiles import experiment
 from . import READERS, prepare
 from .sequence import DataError, SequenceSet
 
