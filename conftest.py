@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(stack.close)
     if config.pluginmanager.hasplugin("nbval"):
         config.option.nbval_sanitize_with = str(Path(__file__).parent / "tests" / "nbval_sanitize.cfg")
-        config.option.nbval_cell_timeout = 120
+        config.option.nbval_cell_timeout = 600
         _make_nbval_tolerant()
 
 

@@ -80,7 +80,7 @@ LAPTOP = dict(
         channels=32, depth=1, channel_mult=(2, 1), attention_resolutions=(8, 4), channels_per_head=32, dropout=0.0
     ),
     diffusion=dict(
-        latents_seen=10_000,
+        latents_seen=6_400,
         batch_size=16,
         learning_rate=1.5e-3,
         warmup_latents=800,
@@ -127,7 +127,7 @@ DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "fur
 DEPARTURES = {
     ("laptop", "furniture_chairs"): dict(reconstruction=dict(images_seen=96_000), diffusion=dict(latents_seen=40_000)),
     ("laptop", "furniture_tables"): dict(
-        data=dict(num_objects=39), reconstruction=dict(images_seen=48_000), diffusion=dict(latents_seen=20_000)
+        data=dict(num_objects=39), reconstruction=dict(images_seen=48_000), diffusion=dict(latents_seen=16_000)
     ),
     ("gpu", "furniture_tables"): dict(data=dict(num_objects=312)),
 }
