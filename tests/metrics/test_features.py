@@ -74,8 +74,20 @@ def test_objects_corners_and_batches():
     b = features.extract(images.flatten(0, 1), objects=torch.tensor([7, 7, 8, 8, 9, 9]), batch_size=1)
     assert b.objects.tolist() == a.objects.tolist()
     torch.testing.assert_close(a.values, b.values, rtol=1e-4, atol=1e-4)
-    again = features.extract(images, batch_size=4)
-    assert torch.equal(a.values, again.values)
+
+
+def test_bits_do_not_depend_on_threads():
+    images = random_images(5, 32, 32, 3)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(features.extract(images).values)
+            assert torch.get_num_threads() == threads  # as the caller had it
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
 
 
 def test_floats_are_rounded_as_image_files_are():

@@ -64,7 +64,9 @@ def test_the_interval_of_the_ratio_holds_it_and_narrows_with_more_samples():
     generator = torch.Generator().manual_seed(0)
 
     def check(n: int) -> MemorisationCheck:
-        near, far = (scale * (1 + 0.2 * torch.rand(n, generator=generator, dtype=torch.float64)) for scale in (1.0, 2.0))
+        near, far = (
+            scale * (1 + 0.2 * torch.rand(n, generator=generator, dtype=torch.float64)) for scale in (1.0, 2.0)
+        )
         return MemorisationCheck(near, torch.zeros(n).long(), far, torch.zeros(n).long(), "held-out objects")
 
     few, many = check(10), check(1000)

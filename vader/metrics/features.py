@@ -13,6 +13,7 @@ A metric's network must not be that of the perceptual loss (`check_independent`)
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -117,13 +118,25 @@ def extract(
         raise MetricError(f"images are {images.dtype}, expected uint8, or floats in [0, 1]")
 
     model = feature_network(network).to(device)
-    if batch_size is None:  # on a CPU, activations that stay in the cache are worth more than large batches
-        batch_size = 256 if torch.device(device).type == "cuda" else 2 * torch.get_num_threads()
-    values = []
-    with torch.inference_mode(), tqdm(total=len(images), unit="image", desc=network, disable=None, leave=False) as bar:
-        for batch in images.split(batch_size):
-            values.append(model(batch.to(device).movedim(-1, 1)).float().cpu())
-            bar.update(len(batch))
+    on_cpu = torch.device(device).type == "cpu"
+    if batch_size is None:
+        batch_size = 2 if on_cpu else 256  # on a CPU, activations that stay in the cache beat large batches
+
+    def forward(batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(batch.to(device).movedim(-1, 1)).float().cpu()
+
+    # cores take batches of their own: sharing each layer would make them wait for each other at every layer
+    threads = torch.get_num_threads()
+    try:
+        if on_cpu:
+            torch.set_num_threads(1)
+        batches = images.split(batch_size)
+        with ThreadPoolExecutor(threads if on_cpu else 1) as pool:
+            done = tqdm(pool.map(forward, batches), desc=network, total=len(batches), disable=None, leave=False)
+            values = list(done)
+    finally:
+        torch.set_num_threads(threads)
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]].flatten(0, 1)  # (4 n, 3)
     corner = tuple(float(c) / 255 for c in corners.float().median(0).values)
     objects = objects.unique(return_inverse=True)[1]
