@@ -17,6 +17,7 @@ import pytest
 
 from vader.report import read_reports
 from vader.report.claims import claims_page, collect_claims
+from vader.report.readme import END, START, excerpt
 from vader.runs import open_run
 from vader.storage import read_json
 
@@ -95,6 +96,25 @@ def test_the_ledger_of_claims_is_that_of_the_reports():
         "python -m vader.report claims renews it"
     )
     assert (REPORTS / "claims.html").read_text(encoding="utf-8") == claims_page(ledger)
+
+
+def test_readme_shows_the_numbers_of_the_reports():
+    text = (REPORTS.parent / "README.md").read_text(encoding="utf-8")
+    shown = text.partition(START)[2].partition(END)[0].strip()
+    assert shown == excerpt(read_reports(REPORTS)), "python -m vader.report claims renews it"
+
+
+def test_the_excerpt_keeps_measured_and_stated_numbers_apart():
+    row = {"system": "ours", "dataset": "furniture_chairs", "metric": "kd", "value": 12.345, "std": 0.5}
+    stated = {**row, "dataset": "abo_tables", "metric": "fid", "value": 18.44, "source": "paper"}
+    del stated["std"]
+    report = {"notebook": "table1-furniture", "profile": "laptop", "rows": [{**row, "source": "measured"}, stated]}
+    smoke = {**report, "profile": "smoke", "rows": [{**row, "source": "measured", "value": 99.0}]}
+    lines = excerpt([smoke, report]).splitlines()
+    ours = [cell.strip() for cell in lines[2].split("|")]
+    assert ours[2] == "12.35 ± 0.5" and ours[7] == "18.44 / –"
+    assert not any("99" in line for line in lines)
+    assert set(lines[3].split("|")[2:8]) == {" – "}
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)

@@ -8,13 +8,14 @@ import sys
 from .claims import write_claims
 from .contract import ReportError
 from .notebook import ParameterError, refresh, run
+from .readme import write_readme
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vader.report",
         description="Run a notebook and leave its report; or 'refresh NOTEBOOK ...': renew the outputs stored in "
-        "notebooks; or 'claims': collect the claims of all reports.",
+        "notebooks; or 'claims': collect the claims of all reports, and renew README's excerpt of Table 1.",
     )
     parser.add_argument("what", help="a notebook by name, e.g. table1, or 'refresh', or 'claims'")
     parser.add_argument("notebooks", nargs="*", help="with 'refresh': notebooks by name")
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if options.what == "claims":
-            files = write_claims()
+            files = [*write_claims(), *write_readme()]
         elif options.what == "refresh":
             files = [refresh(name) for name in options.notebooks]
         else:

@@ -1,0 +1,58 @@
+"""README's excerpt of Table 1, drawn from the committed reports so that no number in it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..paths import project_root
+from .contract import SYSTEMS
+from .report import read_reports
+
+START, END = "<!-- table1 -->", "<!-- /table1 -->"
+ROWS = (  # system, variant in reports, status
+    ("ours", None, "scaled down: laptop profile, other data"),
+    ("dls", "fitted", "scaled down, on the same autodecoder"),
+    ("dls", "standard", "scaled down, on the same autodecoder"),
+    ("diffrf", None, "the paper's numbers only"),
+    ("eg3d", None, "the paper's numbers only"),
+    ("pi_gan", None, "the paper's numbers only"),
+)
+MEASURED = ("furniture_chairs", "furniture_tables", "procedural_chairs", "procedural_tables")
+PAPER = ("photoshape_chairs", "abo_tables")
+
+
+def excerpt(reports: list[dict[str, Any]]) -> str:
+    """Markdown: kernel distances measured in the laptop profile, and apart from them the paper's FID and KID."""
+    rows = [row for r in reports if r["profile"] == "laptop" and r["notebook"].startswith("table1") for row in r["rows"]]
+
+    def value(system: str, variant: str | None, dataset: str, metric: str, source: str) -> str:
+        wanted = (system, variant, dataset, metric, source)
+        keys = ("system", "variant", "dataset", "metric", "source")
+        found = [row for row in rows if tuple(row.get(key) for key in keys) == wanted]
+        if not found:
+            return "–"
+        spread = f" ± {found[0]['std']:.2g}" if "std" in found[0] else ""
+        return f"{found[0]['value']:.4g}{spread}"
+
+    header = ["", *(f"{d.replace('_', ' ')}: KD ×10³" for d in MEASURED)]
+    header += [f"paper, {d.replace('_', ' ')}: FID / KID ×10³" for d in PAPER] + ["status"]
+    lines = [header, ["---"] * len(header)]
+    for system, variant, status in ROWS:
+        measured = [value(system, variant, d, "kd", "measured") for d in MEASURED]
+        stated = [" / ".join(value(system, variant, d, m, "paper") for m in ("fid", "kid")) for d in PAPER]
+        name = SYSTEMS[system] + (f" ({variant} prior)" if variant else "")
+        lines.append([name, *measured, *(s.replace("– / –", "–") for s in stated), status])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_readme() -> list[Path]:
+    """Renew the excerpt between README's markers. Raises ValueError if they are gone."""
+    file = project_root() / "README.md"
+    text = file.read_text(encoding="utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{file}: no {START} … {END} to write the excerpt of Table 1 between")
+    file.write_text(f"{before}{START}\n{excerpt(read_reports())}\n{END}{after}", encoding="utf-8")
+    return [file]
