@@ -24,7 +24,8 @@ PAPER = ("photoshape_chairs", "abo_tables")
 
 def excerpt(reports: list[dict[str, Any]]) -> str:
     """Markdown: kernel distances measured in the laptop profile, and apart from them the paper's FID and KID."""
-    rows = [row for r in reports if r["profile"] == "laptop" and r["notebook"].startswith("table1") for row in r["rows"]]
+    tables = [r for r in reports if r["profile"] == "laptop" and r["notebook"].startswith("table1")]
+    rows = [row for report in tables for row in report["rows"]]
 
     def value(system: str, variant: str | None, dataset: str, metric: str, source: str) -> str:
         wanted = (system, variant, dataset, metric, source)
