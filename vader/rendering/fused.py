@@ -1,9 +1,9 @@
 """The reference renderer's function as one fused pass forward and one backward (Eq. 6-7).
 
 `render_rays_fused` agrees with `volume.render_rays_reference` in colour, occupancy, depth and the gradient of the
-volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. CPU kernels are
-compiled by numba (`fused_cpu`), CUDA kernels by Triton (`fused_cuda`). Gradients reach the volume only; a caller
-that needs those of rays or cameras (articulation, pose learning) takes the reference.
+volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. Kernels are compiled
+for the CPU by numba (`fused_cpu`); other devices take the reference. Gradients reach the volume only; a caller that
+needs those of rays or cameras (articulation, pose learning) takes the reference too.
 
 It is a torch custom operator: autograd, DDP and `torch.compile` treat it as any other operation.
 """
@@ -26,9 +26,8 @@ OUTPUTS = 6
 
 @functools.cache
 def fused_backend(device: torch.device) -> str | None:
-    """'numba' or 'triton', whichever compiles the fused kernel for this kind of device; None where neither does."""
-    compiler = {"cpu": "numba", "cuda": "triton"}.get(device.type)
-    return compiler if compiler and importlib.util.find_spec(compiler) else None
+    """'numba' if it is there and compiles the fused kernel for this kind of device (the CPU), else None."""
+    return "numba" if device.type == "cpu" and importlib.util.find_spec("numba") else None
 
 
 def _channels_last(volume: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ def render_rays_fused(
     """
     backend = fused_backend(volume.device)
     if backend is None:
-        raise RenderingError(f"no fused renderer for {volume.device.type}: numba (CPU) or triton (CUDA) is needed")
+        raise RenderingError(f"no fused renderer for {volume.device.type}: it needs a CPU and numba")
     if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
         raise RenderingError("the fused renderer has no gradient for rays: take backend='reference'")
     enter, leave = clip_to_cube(origins, directions, near, far)
