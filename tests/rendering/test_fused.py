@@ -1,139 +1,397 @@
-"""The fused renderer computes the reference's function: forward, gradients, autograd, compile, devices."""
+"""The fused renderer: against the reference, in autograd, torch.compile and DDP, and its CUDA kernels without CUDA."""
 
 from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
-from vader.rendering.fused import fused_backend, render_forward, render_rays_fused
+from vader.rendering import fused
+from vader.rendering.fused import fused_backend, render_backward, render_forward, render_rays_fused
+from vader.rendering.occupancy import occupied_cells
 from vader.rendering.volume import RenderingError, clip_to_cube, render_rays, render_rays_reference
 
-pytestmark = pytest.mark.skipif(fused_backend(torch.device("cpu")) is None, reason="numba is not installed")
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])  # of subprocesses
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def scene(seed: int, batch: int, size: tuple[int, int, int], rays: int, inside: bool, empty: float):
-    """Random volumes, a share `empty` of whose density is 0, and random rays from inside or outside the cube."""
-    generator = torch.Generator().manual_seed(seed)
-    volume = torch.rand(batch, 4, *size, generator=generator)
-    volume[:, 0] = torch.where(torch.rand(batch, *size, generator=generator) < empty, 0.0, 20 * volume[:, 0] ** 2)
-    origins = torch.randn(batch, rays, 3, generator=generator)
-    origins = 0.9 * torch.tanh(origins) if inside else 3 * torch.nn.functional.normalize(origins, dim=-1)
-    targets = 2.4 * torch.rand(batch, rays, 3, generator=generator) - 1.2  # some rays miss
-    directions = torch.nn.functional.normalize(targets - origins, dim=-1)
-    weights = torch.randn(5, batch, rays, generator=generator)
-    return volume, origins, directions, weights
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def objective(rendering, weights):
-    return (
-        (rendering.colour * weights[:3].movedim(0, -1)).sum()
-        + (rendering.occupancy * weights[3]).sum()
-        + (rendering.depth * weights[4]).sum()
-    )
+def scene(seed=0, b=2, r=24, size=(5, 4, 6), channels=4, density=4.0, filled=1.0, dtype=torch.float32, device="cpu"):
+    """A random volume and rays: from outside and inside, along the axes, and past the cube."""
+    g = rng(seed)
+    volume = torch.rand(b, channels, *size, generator=g)
+    volume[:, 0] *= density * (torch.rand(b, *size, generator=g) < filled)
+    directions = normalize(torch.randn(b, r, 3, generator=g), dim=-1)
+    axes = torch.eye(3)[torch.randint(3, (r // 4,), generator=g)] * (1 - 2 * torch.randint(2, (r // 4, 1), generator=g))
+    directions[:, : r // 4] = axes
+    middle = torch.rand(b, r, 3, generator=g) * 2.4 - 1.2
+    origins = middle - directions * 3 * torch.rand(b, r, 1, generator=g)
+    return volume.to(dtype).to(device), origins.to(device), directions.to(device)
 
 
-def compare(volume, origins, directions, weights, num_samples, seed=None, stop=0.0, tolerance=2e-5):
-    results, gradients = [], []
-    for render in (render_rays_reference, render_rays_fused):
-        leaf = volume.clone().requires_grad_()
-        rendering = render(leaf, origins, directions, num_samples, seed, stop)
-        objective(rendering, weights).backward()
-        results.append(torch.cat([rendering.colour, rendering.occupancy[..., None], rendering.depth[..., None]], -1))
-        gradients.append(leaf.grad.float())
-    assert (results[0] - results[1]).abs().max() < tolerance
-    scale = gradients[0].abs().max().clamp_min(1.0)
-    assert (gradients[0] - gradients[1]).abs().max() / scale < tolerance
-    return results, gradients
+def picture(rendering) -> torch.Tensor:
+    return torch.cat([rendering.colour, rendering.occupancy[..., None], rendering.depth[..., None]], dim=-1)
 
 
-@settings(max_examples=60)
+def picture_and_gradient(render, volume, origins, directions, samples, *options):
+    """(b, r, 5) and the gradient of its random projection."""
+    volume = volume.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    result = picture(render(volume, origins, directions, samples, *options))
+    weights = torch.randn(result.shape, generator=rng(1)).to(result.device)
+    (result * weights).sum().backward()
+    return result.detach(), volume.grad
+
+
+def assert_agrees(ours, reference, atol=3e-5):
+    torch.testing.assert_close(ours[0], reference[0], atol=atol, rtol=1e-5)
+    scale = max(1.0, reference[1].float().abs().max().item())
+    precision = atol if ours[1].dtype == torch.float32 else 2**-8  # of the volume's gradient
+    torch.testing.assert_close(ours[1].float(), reference[1].float(), atol=precision * scale, rtol=0)
+
+
+@needs_numba
+@settings(max_examples=40)
 @given(
-    seed=st.integers(0, 2**31 - 1),
-    batch=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+    b=st.integers(1, 3),
     size=st.tuples(*[st.integers(2, 9)] * 3),
-    rays=st.integers(1, 70),
-    inside=st.booleans(),
-    empty=st.sampled_from([0.0, 0.5, 1.0]),
-    num_samples=st.integers(1, 40),
-    stratified=st.booleans(),
+    channels=st.sampled_from([4, 4, 14]),
+    density=st.sampled_from([0.1, 3.0, 40.0]),
+    filled=st.sampled_from([0.0, 0.1, 1.0]),
+    samples=st.sampled_from([1, 2, 7, 8, 33, 48]),
+    stratified=st.one_of(st.none(), st.integers(-(2**33), 2**33)),
+    bounds=st.sampled_from([(0.0, math.inf), (0.5, 2.0)]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    channels_last=st.booleans(),
 )
-def test_forward_and_gradient_equal_the_reference(seed, batch, size, rays, inside, empty, num_samples, stratified):
-    compare(*scene(seed, batch, size, rays, inside, empty), num_samples, seed if stratified else None)
+def test_fused_is_the_reference(
+    seed, b, size, channels, density, filled, samples, stratified, bounds, dtype, channels_last
+):
+    volume, origins, directions = scene(seed, b, 12, size, channels, density, filled, dtype)
+    if channels_last:
+        volume = volume.contiguous(memory_format=torch.channels_last_3d)
+    options = (origins, directions, samples, stratified, 0.0, *bounds)
+    ours = picture_and_gradient(render_rays_fused, volume, *options)
+    assert_agrees(ours, picture_and_gradient(render_rays_reference, volume, *options))
+    assert ours[1].dtype == dtype and (ours[1][:, 4:] == 0).all()
+    assert ours[0][..., 3].min() >= -1e-6 and ours[0][..., 3].max() <= 1 + 1e-6
 
 
-def test_rays_along_an_axis_and_rays_that_miss():
-    origins = torch.tensor([[[0.3, 0.1, -3.0], [0.0, 0.0, 3.0], [-3.0, 0.2, 0.2], [0.0, 3.0, -3.0], [5.0, 5.0, 5.0]]])
-    directions = torch.tensor([[[0, 0, 1.0], [0, 0, -1.0], [1.0, 0, 0], [0, 0, 1.0], [0, 1.0, 0]]])
-    volume, *_ = scene(0, 1, (5, 6, 7), 1, False, 0.3)
-    weights = torch.randn(5, 1, 5, generator=torch.Generator().manual_seed(1))
-    results, _ = compare(volume, origins, directions, weights, 12)
-    assert not results[1][0, 3:].any()
+@needs_numba
+def test_early_termination_is_that_of_the_reference():
+    """Where no ray's light comes near the threshold, both drop exactly the same samples."""
+    volume, origins, directions = scene(3, b=2, r=60, density=30.0)
+    for samples in (8, 50):
+        options = (volume, origins, directions, samples, 4, 0.05)
+        ours = picture_and_gradient(render_rays_fused, *options)
+        assert_agrees(ours, picture_and_gradient(render_rays_reference, *options))
+        assert (ours[0] - picture(render_rays_fused(*options[:-1]))).abs().max() > 1e-3  # it did stop
 
 
-@pytest.mark.parametrize("stop", [1e-3, 0.2])
-def test_early_stopping_equals_the_reference(stop):
-    """Away from the threshold itself: a ray that ends on it to the last bit may end one sample apart."""
-    for seed in range(5):
-        compare(*scene(seed, 2, (6, 6, 6), 40, False, 0.2), 24, stop=stop)
+@needs_numba
+def test_gradient_by_finite_differences():
+    volume, origins, directions = scene(5, b=1, r=40)
+    weights = torch.randn(40, 5, generator=rng(1))
+    _, gradient = picture_and_gradient(render_rays_fused, volume, origins, directions, 16)
+    change = torch.randn(volume.shape, generator=rng(2))
+    change[:, 0] *= volume[:, 0] > 0.05
+
+    def projected(h):
+        return (picture(render_rays_fused(volume + h * change, origins, directions, 16)).double() * weights).sum()
+
+    h = 0.01
+    slope = (projected(h) - projected(-h)) / (2 * h)
+    assert slope.item() == pytest.approx((gradient * change).sum().item(), rel=2e-3)
+    assert abs(slope) > 0.5
 
 
-def test_bfloat16_volumes_are_read_exactly_and_get_their_own_gradient():
-    volume, origins, directions, weights = scene(2, 2, (6, 6, 6), 30, False, 0.3)
-    half = volume.bfloat16().requires_grad_()
-    objective(render_rays_fused(half, origins, directions, 16), weights).backward()
-    full = volume.bfloat16().float().requires_grad_()
-    rendering = render_rays_reference(full, origins, directions, 16)
-    objective(rendering, weights).backward()
-    assert half.grad.dtype == torch.bfloat16
-    assert (render_rays_fused(half, origins, directions, 16).colour - rendering.colour).abs().max() < 2e-5
-    assert (half.grad.float() - full.grad).abs().max() / full.grad.abs().max() < 2**-8
+@needs_numba
+def test_threads_change_no_bits_of_the_picture_and_rounding_of_the_gradient():
+    threads = torch.get_num_threads()
+    try:
+        for b in (1, 3):
+            volume, origins, directions = scene(6, b=b, r=200)
+            torch.set_num_threads(1)
+            one = picture_and_gradient(render_rays_fused, volume, origins, directions, 20)
+            torch.set_num_threads(2)
+            two, again = (picture_and_gradient(render_rays_fused, volume, origins, directions, 20) for _ in range(2))
+            assert torch.equal(one[0], two[0])
+            assert torch.equal(two[1], again[1])
+            torch.testing.assert_close(one[1], two[1], atol=1e-5, rtol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def test_memory_layouts_do_not_matter():
-    volume, origins, directions, weights = scene(4, 2, (6, 6, 6), 30, False, 0.3)
-    _, plain = compare(volume, origins, directions, weights, 16)
-    _, channels_last = compare(
-        volume.contiguous(memory_format=torch.channels_last_3d), origins, directions, weights, 16
-    )
-    assert torch.equal(plain[1], channels_last[1])
-
-
-def test_further_channels_are_not_rendered_and_get_no_gradient():
-    volume, origins, directions, weights = scene(5, 1, (5, 5, 5), 20, False, 0.3)
-    wide = torch.cat([volume, torch.rand(1, 10, 5, 5, 5)], dim=1).requires_grad_()
-    objective(render_rays_fused(wide, origins, directions, 10), weights).backward()
-    narrow = volume.clone().requires_grad_()
-    objective(render_rays_fused(narrow, origins, directions, 10), weights).backward()
-    assert torch.equal(wide.grad[:, :4], narrow.grad)
-    assert not wide.grad[:, 4:].any()
-
-
-def test_the_same_bits_again():
-    volume, origins, directions, weights = scene(6, 3, (8, 8, 8), 60, False, 0.3)
-    gradients = []
-    for _ in range(3):
-        leaf = volume.clone().requires_grad_()
-        objective(render_rays_fused(leaf, origins, directions, 16, 9), weights).backward()
-        gradients.append(leaf.grad)
-    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
-
-
-def test_the_operator_is_well_formed():
-    """Schema, fake tensors and autograd registration, by torch's own checker; so DDP and compile can use it."""
-    volume, origins, directions, _ = scene(7, 1, (4, 4, 4), 6, False, 0.3)
-    enter, leave = clip_to_cube(origins, directions, 0.0, float("inf"))
-    torch.library.opcheck(render_forward, (volume.requires_grad_(), origins, directions, enter, leave, 5, -1, 0.0))
-
-
-def test_auto_takes_the_fused_kernel_unless_rays_want_gradients():
-    volume, origins, directions, _ = scene(8, 1, (4, 4, 4), 6, False, 0.3)
-    assert render_rays(volume, origins, directions, 5).backend == "numba"
-    assert render_rays(volume, origins, directions, 5, backend="reference").backend == "reference"
-    directions.requires_grad_()
-    assert render_rays(volume, origins, directions, 5).backend == "reference"
-    with pytest.raises(RenderingError, match="no gradient for rays"):
-        render_rays(volume, origins, directions, 5, backend="fused")
+@needs_numba
+def test_auto_takes_what_can_answer_and_says_so():
+    volume, origins, directions = scene()
+    assert render_rays(volume, origins, directions, 3).backend == "numba"
+    assert render_rays(volume.double(), origins.double(), directions.double(), 3).backend == "reference"
+    assert render_rays(volume, origins.clone().requires_grad_(), directions, 3).backend == "reference"
     with torch.no_grad():
-        assert render_rays(volume, origins, directions, 5).backend == "numba"
+        assert render_rays(volume, origins.clone().requires_grad_(), directions, 3).backend == "numba"
+    assert fused_backend(torch.device("meta")) is None
+
+
+def test_without_a_compiler_the_reference_answers(monkeypatch):
+    monkeypatch.setattr(fused, "BACKENDS", {})
+    assert render_rays(*scene(), 3).backend == "reference"
+    with pytest.raises(RenderingError, match=r"no fused renderer for cpu: numba \(CPU\) or triton \(CUDA\) is needed"):
+        render_rays(*scene(), 3, backend="fused")
+
+
+@needs_numba
+def test_what_the_kernels_do_not_do_is_refused():
+    volume, origins, directions = scene()
+    with pytest.raises(RenderingError, match="no gradient for rays: take backend='reference'"):
+        render_rays(volume, origins.requires_grad_(), directions, 3, backend="fused")
+    origins = origins.detach()
+    with pytest.raises(RenderingError, match="volume is torch.float64, expected one of"):
+        render_rays(volume.double(), origins, directions, 3, backend="fused")
+    with pytest.raises(RenderingError, match="skip_empty leaves out samples that a gradient needs"):
+        render_rays(volume.requires_grad_(), origins, directions, 3, skip_empty=True)
+    loss = render_rays(volume, origins, directions, 3).colour.square().sum()
+    (gradient,) = torch.autograd.grad(loss, volume, create_graph=True)
+    with pytest.raises(RuntimeError, match="vader"):
+        gradient.sum().backward()
+
+
+@needs_numba
+def test_unchecked_nan_stays_nan():
+    volume, origins, directions = scene(7, b=1)
+    volume[0, 0, 2, 2, 3] = math.nan
+    ours, reference = (
+        render_rays(volume, origins, directions, 9, backend=backend, check=False).occupancy.isnan()
+        for backend in ("fused", "reference")
+    )
+    assert torch.equal(ours, reference) and 0 < ours.sum() < ours.numel()
+    origins[0, 0] = math.nan  # and a ray without a place reads no memory but the volume's
+    render_rays(volume, origins, directions, 9, check=False)
+
+
+@needs_numba
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(*[st.integers(2, 13)] * 3),
+    samples=st.sampled_from([1, 8, 20, 64]),
+    stratified=st.one_of(st.none(), st.integers(0, 100)),
+    stop=st.sampled_from([0.0, 1e-3, 0.05]),
+    filled=st.sampled_from([0.0, 0.01, 0.1, 1.0]),
+    haze=st.sampled_from([0.0, 1e-5, 1e-2]),
+)
+def test_skipping_empty_space_changes_at_most_the_threshold(seed, size, samples, stratified, stop, filled, haze):
+    volume, origins, directions = scene(seed, 2, 40, size, density=30.0, filled=filled)
+    volume[:, 0] += haze * torch.rand(volume[:, 0].shape, generator=rng(seed))
+    options = {"stratified_seed": stratified, "stop": stop, "backend": "fused"}
+    plain, skipping = (
+        render_rays(volume, origins, directions, samples, skip_empty=skip, **options) for skip in (False, True)
+    )
+    # What is left out absorbs at most `stop`; that, and its shadow, may also move the end of a ray by a sample.
+    allowed = 1e-6 + 2 * stop
+    assert (plain.colour - skipping.colour).abs().max() <= allowed
+    assert (plain.occupancy - skipping.occupancy).abs().max() <= allowed
+
+
+@needs_numba
+def test_skipping_skips(monkeypatch):
+    """Rays that meet nothing but a lone bright voxel: a wrong map would lose or keep it."""
+    volume = torch.zeros(1, 4, 17, 17, 17)
+    volume[0, 0, 3, 12, 9], volume[0, 1:] = 50.0, 0.9
+    origins = torch.rand(1, 500, 3, generator=rng()) * 0.3 - 0.15 + torch.tensor([0.125, 0.5, -0.625])
+    directions = normalize(torch.randn(1, 500, 3, generator=rng(1)), dim=-1)
+    options = (volume, origins - 2 * directions, directions, 100)
+    plain, skipping = (render_rays(*options, skip_empty=skip).colour for skip in (False, True))
+    assert torch.equal(plain, skipping) and plain.max() > 0.5
+    monkeypatch.setattr(fused, "occupied_cells", lambda *a: torch.zeros_like(occupied_cells(*a)))
+    assert render_rays(*options, skip_empty=True).colour.max() == 0  # the map decides
+
+
+def test_occupied_cells_against_a_slow_search():
+    density = torch.zeros(2, 6, 5, 17)
+    density[0, 5, 4, 8], density[1, 2, 1, 4] = 1.0, 0.3
+    cell, segment = 2, 0.3
+    found = occupied_cells(density, 0.2, cell, segment)
+    assert found.shape == (2, 3, 2, 8) and found.dtype == torch.uint8
+    reach = [segment / 2 * (n - 1) for n in density.shape[1:]]
+    for b, z, y, x in torch.cartesian_prod(*[torch.arange(n) for n in found.shape]).tolist():
+        region = density[b]
+        for axis, k in enumerate((z, y, x)):
+            low, high = k * cell - reach[axis], (k + 1) * cell + reach[axis]
+            index = [i for i in range(density.shape[axis + 1]) if low - 1 < i < high + 1]
+            region = region.index_select(axis, torch.tensor(index))
+        if region.max() > 0.2:  # a trilinear density above the threshold may be within reach
+            assert found[b, z, y, x] == 1
+    assert found[0, 0, 0, 0] == 0 and found[1, 2, 1, 5] == 0
+    assert occupied_cells(density, 0.4, cell, segment)[1].max() == 0
+    assert occupied_cells(torch.full((1, 2, 2, 2), math.nan), 0.4, cell, segment).min() == 1
+
+
+def operator_arguments(volume, origins, directions, samples=5, seed=3, stop=0.0):
+    enter, leave = clip_to_cube(origins, directions, 0.0, math.inf)
+    return volume, origins, directions, enter, leave, samples, seed, stop
+
+
+@needs_numba
+def test_operators_keep_torchs_rules():
+    arguments = operator_arguments(*scene(8, r=8, channels=6))
+    out = render_forward(*arguments, None)
+    torch.library.opcheck(render_forward, (arguments[0].clone().requires_grad_(), *arguments[1:], None))
+    torch.library.opcheck(render_backward, (*arguments, out, torch.rand_like(out)))
+    low = arguments[0].bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    occupied = occupied_cells(low[:, 0].float(), 0.0, 2, 0.5)
+    torch.library.opcheck(render_forward, (low, *arguments[1:], occupied), test_utils="test_faketensor")
+    torch.library.opcheck(
+        render_backward, (low[:, :4], *arguments[1:], out, torch.rand_like(out)), test_utils="test_faketensor"
+    )
+
+
+@needs_numba
+def test_compiled_code_has_no_graph_break():
+    volume, origins, directions = scene(9)
+
+    def loss(volume):
+        r = render_rays(torch.nn.functional.softplus(volume), origins, directions, 7, stratified_seed=2, check=False)
+        return r.colour.square().sum() + r.depth.mean()
+
+    results = []
+    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        leaf = volume.clone().requires_grad_()
+        value = function(leaf)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+class DistributedScene(torch.nn.Module):
+    """A volume whose loss on rank k are the rays of seed k."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = torch.nn.Parameter(scene(10)[0])
+
+    def forward(self, rank: int) -> torch.Tensor:
+        _, origins, directions = scene(11 + rank)
+        return picture(render_rays(self.volume, origins, directions, 6, backend="fused")).square().sum()
+
+
+def gradient_of_rank(rank: int, store: Path) -> torch.Tensor:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        module = DistributedScene()
+        parallel = torch.nn.parallel.DistributedDataParallel(module)
+        parallel(rank).backward()
+        return module.volume.grad
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@needs_numba
+def test_two_ranks_average_their_gradients(tmp_path):
+    store, result = tmp_path / "store", tmp_path / "gradient.pt"
+    other = f"from test_fused import *; torch.save(gradient_of_rank(1, {str(store)!r}), {str(result)!r})"
+    with subprocess.Popen([sys.executable, "-c", other], env={**os.environ, "PYTHONPATH": PYTHONPATH}) as process:
+        mine = gradient_of_rank(0, store)
+        assert process.wait(timeout=280) == 0
+    module = DistributedScene()
+    (0.5 * (module(0) + module(1))).backward()
+    torch.testing.assert_close(mine, module.volume.grad)
+    torch.testing.assert_close(torch.load(result), module.volume.grad)
+
+
+TRITON_AGREES = """
+import torch
+from test_fused import assert_agrees, picture_and_gradient, rng, scene
+from vader.rendering import fused_cuda
+from vader.rendering.volume import clip_to_cube, render_rays_reference
+
+for rays, dtype, samples, stratified, stop in [
+    (20, torch.float32, 4, -1, 0.0),
+    (20, torch.float32, 4, 2**31 + 5, 0.0),
+    (20, torch.bfloat16, 3, 3, 0.0),
+    (20, torch.float32, 8, 1, 0.05),
+    (37, torch.float32, 1, -1, 0.0),
+]:
+    volume, origins, directions = scene(rays, 2, rays, (3, 4, 5), density=30.0 if stop else 4.0, dtype=dtype)
+    options = (origins, directions, samples, None if stratified < 0 else stratified, stop)
+    reference = picture_and_gradient(render_rays_reference, volume.float(), *options)
+    enter, leave = clip_to_cube(origins, directions, 0.0, float("inf"))
+    arguments = (volume.movedim(1, -1).contiguous(), origins, directions, enter, leave, samples, stratified, stop)
+    out = fused_cuda.forward(*arguments)
+    weights = torch.zeros_like(out)
+    weights[..., :5] = torch.randn(out[..., :5].shape, generator=rng(1))
+    gradient = fused_cuda.backward(*arguments, out, weights)
+    assert gradient.dtype == torch.float32
+    assert_agrees((out[..., :5], gradient.movedim(-1, 1)), reference)
+print("agrees")
+"""
+
+
+@needs_triton
+def test_triton_kernels_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": PYTHONPATH}
+    run = subprocess.run(
+        [sys.executable, "-c", TRITON_AGREES], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "agrees"
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name):
+    """Without a device, for compute capability 9.0: voxels move as vectors, and nothing goes through shared memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from vader.rendering import fused_cuda
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter has replaced the compiler")
+    compiled = triton.compile(
+        fused_cuda.kernel_source(name, "bf16"), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}
+    )
+    code = compiled.asm["ptx"]
+    assert code.count("ld.global.v2.b32") == 8  # eight corners, four bfloat16 channels each
+    assert code.count("atom.global.gpu.relaxed.add.v4.f32") == (8 if name == "_backward" else 0)
+    assert "shared" not in code.replace(".extern .shared", "") or compiled.metadata.shared == 0
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop", [0.0, 0.05])
+def test_fused_on_cuda_is_the_reference(dtype, stop):
+    for seed, samples in ((0, 1), (1, 33), (2, 64)):
+        volume, origins, directions = scene(
+            seed, 3, 333, (9, 8, 7), 6, density=30.0 if stop else 4.0, dtype=dtype, device="cuda"
+        )
+        options = (volume, origins, directions, samples, 5, stop)
+        assert_agrees(
+            picture_and_gradient(render_rays_fused, *options),
+            picture_and_gradient(render_rays_reference, *options),
+            atol=1e-4,
+        )
+    assert render_rays_fused(volume, origins, directions, 4).backend == "triton"
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_operators_keep_torchs_rules_on_cuda():
+    arguments = operator_arguments(*scene(8, r=8, device="cuda"))
+    out = render_forward(*arguments, None)
+    torch.library.opcheck(render_forward, (arguments[0].clone().requires_grad_(), *arguments[1:], None))
+    torch.library.opcheck(render_backward, (*arguments, out, torch.rand_like(out)), atol=1e-5, rtol=1e-4)

@@ -1,38 +1,46 @@
 """The reference renderer's function as one fused pass forward and one backward (Eq. 6-7).
 
 `render_rays_fused` agrees with `volume.render_rays_reference` in colour, occupancy, depth and the gradient of the
-volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. Kernels are compiled
-for the CPU by numba (`fused_cpu`); other devices take the reference. Gradients reach the volume only; a caller that
-needs those of rays or cameras (articulation, pose learning) takes the reference too.
+volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. CPU kernels are
+compiled by numba (`fused_cpu`), CUDA kernels by Triton (`fused_cuda`). Gradients reach the volume only; a caller
+that needs those of rays or cameras (articulation, pose learning) takes the reference.
 
 It is a torch custom operator: autograd, DDP and `torch.compile` treat it as any other operation.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .occupancy import occupied_cells
 from .volume import Rendering, RenderingError, clip_to_cube
 
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
+# Kind of device: what compiles its kernels, where that is installed.
+BACKENDS = {device: name for device, name in (("cpu", "numba"), ("cuda", "triton")) if importlib.util.find_spec(name)}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
 
 
-@functools.cache
 def fused_backend(device: torch.device) -> str | None:
-    """'numba' if it is there and compiles the fused kernel for this kind of device (the CPU), else None."""
-    return "numba" if device.type == "cpu" and importlib.util.find_spec("numba") else None
+    """'numba' or 'triton', whichever compiles the fused kernel for this kind of device; None where neither does."""
+    return BACKENDS.get(device.type)
 
 
 def _channels_last(volume: Tensor) -> Tensor:
-    """(b, c, d, h, w) -> contiguous float32 (b, d, h, w, 4); no copy for a float32 volume in channels_last_3d."""
-    return volume[:, :4].movedim(1, -1).float().contiguous()
+    """(b, c, d, h, w) -> contiguous (b, d, h, w, 4); no copy for four channels in channels_last_3d."""
+    return volume[:, :4].movedim(1, -1).contiguous()
+
+
+def _rays(*tensors: Tensor) -> list[Tensor]:
+    return [x.float().contiguous() for x in tensors]
 
 
 def _numba_threads() -> int:
@@ -44,17 +52,10 @@ def _numba_threads() -> int:
     return threads
 
 
-def _kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop):
-    arrays = [x.detach().float().contiguous().numpy() for x in (origins, directions, enter, leave)]
-    stratified = seed >= 0
-    return (
-        _channels_last(volume.detach()).numpy(),
-        *arrays,
-        num_samples,
-        np.uint32((seed if stratified else 0) & 0xFFFFFFFF),
-        stratified,
-        np.float32(stop),
-    )
+def _numba_arguments(volume, rays, num_samples, seed, stop):
+    """What both CPU kernels take first; a negative seed stands for bin centres."""
+    arrays = [x.detach().numpy() for x in (_channels_last(volume).float(), *_rays(*rays))]
+    return *arrays, num_samples, np.uint32(max(seed, 0)), seed >= 0, np.float32(stop)
 
 
 @torch.library.custom_op("vader::render_forward", mutates_args=(), device_types="cpu")
@@ -67,16 +68,29 @@ def render_forward(
     num_samples: int,
     seed: int,
     stop: float,
+    occupied: Tensor | None,
 ) -> Tensor:
-    """Kernel entry: (b, r, 6) of colour, occupancy, depth and remaining light; `seed` < 0 samples bin centres."""
+    """Kernel entry: (b, r, 6) of colour, occupancy, depth and remaining light.
+
+    `seed` < 0 samples bin centres; `occupied` (`occupancy.occupied_cells`) tells what not to jump over, on the CPU.
+    """
     from . import fused_cpu
 
     out = torch.empty(*enter.shape, OUTPUTS)
+    skipping = occupied is not None
+    occupied = occupied.numpy() if skipping else np.zeros((1, 1, 1, 1), np.uint8)
     _numba_threads()
-    fused_cpu.forward(
-        *_kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop), out.numpy()
-    )
+    arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
+    fused_cpu.forward(*arguments, occupied, skipping, out.numpy())
     return out
+
+
+@render_forward.register_kernel("cuda")
+def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
+    from . import fused_cuda
+
+    rays = _rays(origins, directions, enter, leave)
+    return fused_cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
 
 
 @torch.library.custom_op("vader::render_backward", mutates_args=(), device_types="cpu")
@@ -101,45 +115,45 @@ def render_backward(
     threads = _numba_threads()
     parts = threads // math.gcd(threads, b) if b < 2 * threads else 1
     grad = torch.zeros(parts, b, d, h, w, 4)
-    fused_cpu.backward(
-        *_kernel_arguments(volume, origins, directions, enter, leave, num_samples, seed, stop),
-        out.numpy(),
-        grad_out.float().contiguous().numpy(),
-        grad.numpy(),
-    )
-    return volume_gradient(grad[0] if parts == 1 else grad.sum(0), volume)
+    arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
+    fused_cpu.backward(*arguments, out.numpy(), *(x.numpy() for x in _rays(grad_out)), grad.numpy())
+    return _volume_gradient(grad[0] if parts == 1 else grad.sum(0), volume)
 
 
-def volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
-    """Kernel gradient (b, d, h, w, 4) in the shape and precision of the volume (b, c, d, h, w)."""
-    grad = grad.movedim(-1, 1).to(volume.dtype)
-    extra = volume.shape[1] - 4
-    if extra:  # skinning weights and the like are not rendered here
-        grad = torch.cat([grad, grad.new_zeros(grad.shape[0], extra, *grad.shape[2:])], dim=1)
-    return grad
+@render_backward.register_kernel("cuda")
+def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
+    from . import fused_cuda
+
+    rays = _rays(origins, directions, enter, leave)
+    grad = fused_cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, out, *_rays(grad_out))
+    return _volume_gradient(grad, volume)
+
+
+def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
+    """Kernel gradient (b, d, h, w, 4) as that of volume (b, c, d, h, w): 0 for channels that are not rendered."""
+    return F.pad(grad, (0, volume.shape[1] - 4)).movedim(-1, 1).to(volume.dtype)
 
 
 @render_forward.register_fake
-def _(volume, origins, directions, enter, leave, num_samples, seed, stop):
-    return enter.new_empty(*enter.shape, OUTPUTS)
+def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
+    return enter.new_empty(*enter.shape, OUTPUTS, dtype=torch.float32)
 
 
 @render_backward.register_fake
 def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
     b, c, d, h, w = volume.shape
-    layout = volume.new_empty(b, d, h, w, c).movedim(-1, 1)
-    return layout if c == 4 else layout.contiguous()
+    return volume.new_empty(b, d, h, w, c).movedim(-1, 1)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.num_samples, ctx.seed, ctx.stop = inputs
+    *tensors, ctx.num_samples, ctx.seed, ctx.stop, _ = inputs
     ctx.save_for_backward(*tensors, output)
 
 
 def _backward(ctx, grad_out):
     *tensors, out = ctx.saved_tensors
     grad = render_backward(*tensors, ctx.num_samples, ctx.seed, ctx.stop, out, grad_out)
-    return grad, *[None] * 7
+    return grad, *[None] * 8
 
 
 render_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -154,20 +168,32 @@ def render_rays_fused(
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),
+    skip_empty: bool = False,
 ) -> Rendering:
     """`volume.render_rays_reference` in one pass; arguments and result as there.
 
-    Gradients flow to `volume` (float32 or bfloat16) alone.
+    Gradients flow to `volume` (float32, bfloat16 or float16; float32 inside) alone. On the CPU they are the same bits
+    for the same number of threads, on CUDA up to the order of a sum. `skip_empty`, without gradients, lets a CPU ray
+    jump over parts so thin that all it leaves out absorbs at most `stop` of its light.
 
     Raises:
-        RenderingError: no kernel for this device, or rays that ask for a gradient.
+        RenderingError: no kernel for this device or dtype, rays that ask for a gradient, skipping with one.
     """
     backend = fused_backend(volume.device)
     if backend is None:
-        raise RenderingError(f"no fused renderer for {volume.device.type}: it needs a CPU and numba")
+        raise RenderingError(f"no fused renderer for {volume.device.type}: numba (CPU) or triton (CUDA) is needed")
+    if volume.dtype not in DTYPES:
+        raise RenderingError(f"volume is {volume.dtype}, expected one of {DTYPES} for the fused renderer")
     if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
         raise RenderingError("the fused renderer has no gradient for rays: take backend='reference'")
+    if skip_empty and torch.is_grad_enabled() and volume.requires_grad:
+        raise RenderingError("skip_empty leaves out samples that a gradient needs: render under torch.no_grad()")
     enter, leave = clip_to_cube(origins, directions, near, far)
-    seed = -1 if stratified_seed is None else stratified_seed & 0x7FFFFFFF
-    out = render_forward(volume, origins, directions, enter, leave, num_samples, seed, stop)
+    seed = -1 if stratified_seed is None else stratified_seed & 0xFFFFFFFF
+    occupied = None
+    if skip_empty and backend == "numba":
+        from .fused_cpu import CELL, SEGMENT
+
+        occupied = occupied_cells(volume[:, 0].float(), stop / DIAGONAL, CELL, SEGMENT / num_samples)
+    out = render_forward(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied)
     return Rendering(out[..., :3], out[..., 3], out[..., 4], backend)

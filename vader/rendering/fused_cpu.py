@@ -29,7 +29,8 @@ from numba.extending import intrinsic, overload
 FASTMATH = {"contract", "nsz", "arcp"}
 ONE, HALF, ZERO = np.float32(1), np.float32(0.5), np.float32(0)
 RAYS_PER_TASK = 64
-BLOCK = 32  # samples marched together, a multiple of 8: long enough to hide latency, short enough to stop early
+SEGMENT, CELL = 8, 2  # samples that are skipped together; voxel spacings along a cell of the map that says so
+BLOCK = 4 * SEGMENT  # samples marched together: long enough to hide latency, short enough to stop early
 
 
 class Float8(types.Type):
@@ -185,7 +186,7 @@ def _sample_depth(i, t0, step, seed, stratified, first):
 
 @njit(inline="always")
 def _grid_ray(origin, direction, shape):
-    """A ray in voxel units as (x, y, z, 0) twice: origin, direction, last position."""
+    """A ray in voxel units as (x, y, z, 0) twice: origin, direction, last position inside."""
     lx, ly, lz = np.float32(shape[3] - 1), np.float32(shape[2] - 1), np.float32(shape[1] - 1)
     ox, oy, oz = (origin[0] + ONE) * (HALF * lx), (origin[1] + ONE) * (HALF * ly), (origin[2] + ONE) * (HALF * lz)
     dx, dy, dz = direction[0] * (HALF * lx), direction[1] * (HALF * ly), direction[2] * (HALF * lz)
@@ -219,33 +220,53 @@ def _fetch(flat, k, sy, sz, wx, w00, w10, w01, w11):
     return (lower_z + w01 * load8(flat, k + sz) + w11 * load8(flat, k + sz + sy)) * wx
 
 
+@njit(inline="always")
+def _is_occupied(occupied, b, position, last):
+    """Entry of an `occupancy.occupied_cells` map (b, z, y, x) at a position in voxel units."""
+    whole = trunc8(less8(more8(position, splat8(ZERO)), last - splat8(ONE)) * splat8(ONE / np.float32(CELL)))
+    return occupied[b, int(lane8(whole, 2)), int(lane8(whole, 1)), int(lane8(whole, 0))]
+
+
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
-def forward(volume, origins, directions, enter, leave, n, seed, stratified, stop, out):
-    """Fill out (b, r, 6) with colour, occupancy, depth and the light left at the end of each ray."""
+def forward(volume, origins, directions, enter, leave, n, seed, stratified, stop, occupied, skipping, out):
+    """Fill out (b, r, 6) with colour, occupancy, depth and the light left at the end of each ray.
+
+    If `skipping`, a ray leaves out the segments of SEGMENT samples around whose middle `occupied` (b, z, y, x) is 0.
+    """
     shape, r_count = volume.shape, origins.shape[1]
     flat = volume.reshape(-1)
     sy, sz = shape[3] * 4, shape[2] * shape[3] * 4
+    segments = (n + SEGMENT - 1) // SEGMENT
     chunks = (r_count + RAYS_PER_TASK - 1) // RAYS_PER_TASK
     for task in prange(shape[0] * chunks):
         b, start = task // chunks, (task % chunks) * RAYS_PER_TASK
         base = b * shape[1] * sz
-        values = np.empty(8 * BLOCK, np.float32)
-        depths, passes = np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        values, depths = np.empty(8 * BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        passes, firsts = np.zeros(BLOCK, np.float32), np.empty(segments + 1, np.int64)
         for r in range(start, min(start + RAYS_PER_TASK, r_count)):
             t0, t1 = enter[b, r], leave[b, r]
             step = (t1 - t0) / np.float32(n)
             origin, direction, last = _grid_ray(origins[b, r], directions[b, r], shape)
             total, light, occupancy, depth = splat8(ZERO), ONE, ZERO, ZERO
-            for i in range(0, n if t1 > t0 else 0, BLOCK):
-                count, empty = min(BLOCK, n - i), True
-                for j in range(count):
-                    t = _sample_depth(i + j, t0, step, seed, stratified, (b * r_count + r) * n)
-                    k, wx, w00, w10, w01, w11 = _cell(origin + direction * splat8(t), last, sy, sz)
-                    pair = _fetch(flat, base + k, sy, sz, wx, w00, w10, w01, w11)
-                    density = lane8(pair, 0) + lane8(pair, 4)
-                    empty &= density == ZERO
-                    store8(values, 8 * j, pair)
-                    depths[j], passes[j] = t, -density * step
+            wanted = 0
+            for i in range(0, n if t1 > t0 else 0, SEGMENT):
+                firsts[wanted] = i
+                middle = origin + direction * splat8(t0 + np.float32(i + SEGMENT // 2) * step)
+                wanted += _is_occupied(occupied, b, middle, last) if skipping else 1
+            q = 0
+            while q < wanted and light >= stop:
+                count, empty = 0, True
+                while q < wanted and count < BLOCK:
+                    for i in range(firsts[q], min(firsts[q] + SEGMENT, n)):
+                        t = _sample_depth(i, t0, step, seed, stratified, (b * r_count + r) * n)
+                        k, wx, w00, w10, w01, w11 = _cell(origin + direction * splat8(t), last, sy, sz)
+                        pair = _fetch(flat, base + k, sy, sz, wx, w00, w10, w01, w11)
+                        density = lane8(pair, 0) + lane8(pair, 4)
+                        empty &= density == ZERO
+                        store8(values, 8 * count, pair)
+                        depths[count], passes[count] = t, -density * step
+                        count += 1
+                    q += 1
                 if empty:
                     continue
                 for j in range(0, count, 8):
@@ -259,8 +280,6 @@ def forward(volume, origins, directions, enter, leave, n, seed, stratified, stop
                     light = after
                     if light < stop:
                         break
-                if light < stop:
-                    break
             for c in range(3):
                 out[b, r, c] = lane8(total, c + 1) + lane8(total, c + 5)
             out[b, r, 3], out[b, r, 4], out[b, r, 5] = occupancy, depth, light

@@ -41,8 +41,8 @@ class Rendering:
         return self.colour.view(*shape, 3), self.occupancy.view(shape), self.depth.view(shape)
 
 
-def check_inputs(volume: Tensor, origins: Tensor, directions: Tensor, num_samples: int) -> None:
-    """Raise `RenderingError` on non-finite or negative density, bad ray shapes, or directions that are not unit."""
+def check_shapes(volume: Tensor, origins: Tensor, directions: Tensor, num_samples: int) -> None:
+    """Raise `RenderingError` on shapes that do not fit together: volume (b, 4 or more, d, h, w), rays (b, r, 3)."""
     if volume.ndim != 5 or volume.shape[1] < 4 or min(volume.shape[2:]) < 2:
         raise RenderingError(f"volume has shape {tuple(volume.shape)}, expected (b, 1 + 3, d, h, w) with d, h, w >= 2")
     if origins.shape != directions.shape or origins.ndim != 3 or origins.shape[-1] != 3:
@@ -53,25 +53,34 @@ def check_inputs(volume: Tensor, origins: Tensor, directions: Tensor, num_sample
         raise RenderingError(f"{volume.shape[0]} volumes but rays for {origins.shape[0]}, expected one set each")
     if num_samples < 1:
         raise RenderingError(f"num_samples is {num_samples}, expected at least 1")
-    if not torch.isfinite(volume).all():
-        raise RenderingError("volume has a NaN or infinite value, expected finite density and colour")
-    if (volume[:, 0] < 0).any():
-        raise RenderingError(f"density reaches {volume[:, 0].min().item():.3g}, expected none below 0")
+
+
+def check_values(volume: Tensor, origins: Tensor, directions: Tensor) -> None:
+    """Raise `RenderingError` on anything not finite, negative density, or directions that are not unit."""
+    if not (torch.isfinite(origins).all() and torch.isfinite(directions).all()):
+        raise RenderingError("a ray has a NaN or infinite origin or direction, expected finite numbers")
     length = directions.norm(dim=-1)
     if not ((length - 1).abs() < 1e-3).all():
         worst = length.flatten()[(length - 1).abs().argmax()].item()
         raise RenderingError(f"a ray direction has length {worst:.4g}, expected unit length")
+    if not torch.isfinite(volume).all():
+        raise RenderingError("volume has a NaN or infinite value, expected finite density and colour")
+    if (volume[:, 0] < 0).any():
+        raise RenderingError(f"density reaches {volume[:, 0].min().item():.3g}, expected none below 0")
 
 
 def clip_to_cube(origins: Tensor, directions: Tensor, near: float, far: float) -> tuple[Tensor, Tensor]:
     """Depths (b, r) at which rays enter and leave [-1, 1]^3 within [near, far]; equal where a ray misses."""
     if not near < far:
         raise RenderingError(f"near is {near:g} and far is {far:g}, expected near < far")
-    inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
+    # A ray along a pair of faces never crosses them: it lies between them (faces included) or misses the cube.
+    along = directions.abs() < 1e-9
+    inverse = 1 / torch.where(along, torch.ones_like(directions), directions)
     t0, t1 = (-1 - origins) * inverse, (1 - origins) * inverse
-    enter = torch.minimum(t0, t1).amax(-1).clamp(near, far)
-    leave = torch.maximum(t0, t1).amin(-1).clamp(near, far)
-    return enter, torch.maximum(enter, leave)
+    enter = torch.minimum(t0, t1).masked_fill(along, -torch.inf).amax(-1).clamp(near, far)
+    leave = torch.maximum(t0, t1).masked_fill(along, torch.inf).amin(-1).clamp(near, far)
+    misses = (along & (origins.abs() > 1)).any(-1)
+    return enter, torch.where(misses, enter, torch.maximum(enter, leave))
 
 
 def hash_uniform(seed: int, index: Tensor) -> Tensor:
@@ -98,8 +107,9 @@ def sample_depths(enter: Tensor, leave: Tensor, num_samples: int, stratified_see
 def sample_volume(volume: Tensor, points: Tensor) -> Tensor:
     """Trilinear values (b, c, ...) of `volume` (b, c, d, h, w) at world points (b, ..., 3); 0 outside the cube."""
     b, c = volume.shape[:2]
-    grid = points.reshape(b, 1, 1, -1, 3)
-    values = F.grid_sample(volume, grid.to(volume.dtype), align_corners=True, padding_mode="zeros")
+    dtype = torch.promote_types(volume.dtype, points.dtype)
+    grid = points.reshape(b, 1, 1, -1, 3).to(dtype)
+    values = F.grid_sample(volume.to(dtype), grid, align_corners=True, padding_mode="zeros")
     return values.view(b, c, *points.shape[1:-1])
 
 
@@ -132,9 +142,9 @@ def render_rays_reference(
     enter, leave = clip_to_cube(origins, directions, near, far)
     depths = sample_depths(enter, leave, num_samples, stratified_seed)
     points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # (b, r, n, 3)
-    values = sample_volume(volume, points.clamp(-1, 1)).to(depths.dtype)
+    values = sample_volume(volume[:, :4], points.clamp(-1, 1))
     step = (leave - enter) / num_samples
-    colour, occupancy, depth = composite(values[:, 0], values[:, 1:4], depths, step, stop)
+    colour, occupancy, depth = composite(values[:, 0], values[:, 1:], depths, step, stop)
     return Rendering(colour, occupancy, depth, "reference")
 
 
@@ -148,6 +158,7 @@ def render_rays(
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),
+    skip_empty: bool = False,
     backend: str = "auto",
     check: bool = True,
 ) -> Rendering:
@@ -160,25 +171,31 @@ def render_rays(
         stratified_seed: None samples bin centres; an integer draws one point per bin, reproducibly.
         stop: a ray ends where less than this share of its light is left (0: never).
         near, far: bounds on the depth along the ray.
-        backend: 'reference', 'fused', or 'auto': fused where a kernel exists for the device and no gradient
-            of the rays is asked for. `Rendering.backend` says what was taken.
-        check: validate the inputs (a pass over the volume); loops that made them may skip it.
+        skip_empty: without gradients, the fused CPU kernel may jump over parts that absorb at most `stop` of the
+            light in all; the others march through everything.
+        backend: 'reference', 'fused', or 'auto': fused where a kernel exists for the device and the volume's
+            precision, and no gradient of the rays is asked for. `Rendering.backend` says what was taken.
+        check: validate the values (a pass over the volume); loops that made them may skip it. NaN then stays NaN.
 
     Raises:
         RenderingError: NaN, infinite or negative density, rays not unit, near >= far, shapes that do not fit.
     """
-    from .fused import fused_backend, render_rays_fused
+    from .fused import DTYPES, fused_backend, render_rays_fused
 
+    check_shapes(volume, origins, directions, num_samples)
+    if not 0 <= stop < 1:
+        raise RenderingError(f"stop is {stop:g}, expected a share of the light in [0, 1)")
     if check:
-        check_inputs(volume, origins, directions, num_samples)
+        check_values(volume, origins, directions)
     arguments = (volume, origins, directions, num_samples, stratified_seed, stop, near, far)
     if backend == "auto":
         wants_ray_gradient = torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad)
-        backend = "reference" if wants_ray_gradient or fused_backend(volume.device) is None else "fused"
+        has_kernel = fused_backend(volume.device) is not None and volume.dtype in DTYPES
+        backend = "fused" if has_kernel and not wants_ray_gradient else "reference"
     if backend == "reference":
         return render_rays_reference(*arguments)
     if backend == "fused":
-        return render_rays_fused(*arguments)
+        return render_rays_fused(*arguments, skip_empty)
     raise RenderingError(f"backend is {backend!r}, expected 'auto', 'reference' or 'fused'")
 
 
@@ -197,13 +214,18 @@ def render_views(
 
     Returns colour (b, v, h, w, 3) and occupancy (b, v, h, w) in [0, 1], depth (b, v, h, w) (expected distance where
     something is hit, 0 elsewhere) and normals (b, v, h, w, 3), composited world-space normals of length <= 1.
+
+    Raises:
+        RenderingError, CameraError: a volume or a camera without a picture.
     """
     b, v = volume.shape[0], len(cameras)
+    cameras.to("cpu").validate("cameras")
     origins, directions = (x.reshape(1, -1, 3).expand(b, -1, -1) for x in cameras.to(volume.device).rays())
-    rendering = render_rays(volume, origins, directions, num_samples, stop=stop, backend=backend)
+    options = {"stop": stop, "skip_empty": True, "backend": backend}
+    rendering = render_rays(volume, origins, directions, num_samples, **options)
     colour, occupancy, depth = rendering.images(cameras.height, cameras.width)
     shading = torch.cat([volume[:, :1], normal_volume(volume[:, 0])], dim=1)
-    normals = render_rays(shading, origins, directions, num_samples, stop=stop, backend=backend, check=False)
+    normals = render_rays(shading, origins, directions, num_samples, check=False, **options)
     return {
         "colour": colour.clamp(0, 1),
         "occupancy": occupancy,
