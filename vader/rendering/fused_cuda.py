@@ -46,15 +46,16 @@ def _locate(ray, t, d_size, h_size, w_size):
 
 
 @triton.jit
-def _read(volume, index, weight, active):
-    """The four channels of a voxel times a weight, (rays, 4)."""
+def _add_voxel(values, volume, index, weight, active):
+    """values (rays, 4) plus the four channels of a voxel times a weight."""
     pointers = volume + index[:, None] * 4 + tl.arange(0, 4)[None, :]
-    return tl.load(pointers, mask=active[:, None], other=0.0).to(tl.float32) * weight[:, None]
+    voxel = tl.load(pointers, mask=active[:, None], other=0.0).to(tl.float32)
+    return tl.fma(voxel, tl.broadcast_to(weight[:, None], voxel.shape), values)
 
 
 @triton.jit
-def _add(grad, index, weight, values, active):
-    """The transpose of `_read`."""
+def _add_to_voxel(grad, index, weight, values, active):
+    """The transpose of `_add_voxel`."""
     pointers = grad + index[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.atomic_add(pointers, values * weight[:, None], mask=active[:, None], sem="relaxed")
 
@@ -64,11 +65,16 @@ def _fetch(volume, k, fx, fy, fz, h_size, w_size, active):
     """Trilinear density, red, green and blue, (rays,) each."""
     row, plane = w_size, h_size * w_size
     gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-    values = _read(volume, k, gx * gy * gz, active) + _read(volume, k + 1, fx * gy * gz, active)
-    values += _read(volume, k + row, gx * fy * gz, active) + _read(volume, k + row + 1, fx * fy * gz, active)
+    values = tl.zeros((k.shape[0], 4), tl.float32)
+    values = _add_voxel(values, volume, k, gx * gy * gz, active)
+    values = _add_voxel(values, volume, k + 1, fx * gy * gz, active)
+    values = _add_voxel(values, volume, k + row, gx * fy * gz, active)
+    values = _add_voxel(values, volume, k + row + 1, fx * fy * gz, active)
     k += plane
-    values += _read(volume, k, gx * gy * fz, active) + _read(volume, k + 1, fx * gy * fz, active)
-    values += _read(volume, k + row, gx * fy * fz, active) + _read(volume, k + row + 1, fx * fy * fz, active)
+    values = _add_voxel(values, volume, k, gx * gy * fz, active)
+    values = _add_voxel(values, volume, k + 1, fx * gy * fz, active)
+    values = _add_voxel(values, volume, k + row, gx * fy * fz, active)
+    values = _add_voxel(values, volume, k + row + 1, fx * fy * fz, active)
     density_green, red_blue = tl.split(tl.reshape(values, (values.shape[0], 2, 2)))
     density, green = tl.split(density_green)
     red, blue = tl.split(red_blue)
@@ -81,15 +87,15 @@ def _scatter(grad, k, fx, fy, fz, density, red, green, blue, h_size, w_size, act
     values = tl.reshape(tl.join(tl.join(density, green), tl.join(red, blue)), (density.shape[0], 4))
     row, plane = w_size, h_size * w_size
     gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-    _add(grad, k, gx * gy * gz, values, active)
-    _add(grad, k + 1, fx * gy * gz, values, active)
-    _add(grad, k + row, gx * fy * gz, values, active)
-    _add(grad, k + row + 1, fx * fy * gz, values, active)
+    _add_to_voxel(grad, k, gx * gy * gz, values, active)
+    _add_to_voxel(grad, k + 1, fx * gy * gz, values, active)
+    _add_to_voxel(grad, k + row, gx * fy * gz, values, active)
+    _add_to_voxel(grad, k + row + 1, fx * fy * gz, values, active)
     k += plane
-    _add(grad, k, gx * gy * fz, values, active)
-    _add(grad, k + 1, fx * gy * fz, values, active)
-    _add(grad, k + row, gx * fy * fz, values, active)
-    _add(grad, k + row + 1, fx * fy * fz, values, active)
+    _add_to_voxel(grad, k, gx * gy * fz, values, active)
+    _add_to_voxel(grad, k + 1, fx * gy * fz, values, active)
+    _add_to_voxel(grad, k + row, gx * fy * fz, values, active)
+    _add_to_voxel(grad, k + row + 1, fx * fy * fz, values, active)
 
 
 @triton.jit
