@@ -23,15 +23,16 @@ from .volume import Rendering, RenderingError, clip_to_cube
 
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
-# Kind of device: what compiles its kernels, where that is installed.
-BACKENDS = {device: name for device, name in (("cpu", "numba"), ("cuda", "triton")) if importlib.util.find_spec(name)}
+# Kind of device: what compiles its kernels.
+BACKENDS = {"cpu": "numba", "cuda": "triton"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
 
 
 def fused_backend(device: torch.device) -> str | None:
     """'numba' or 'triton', whichever compiles the fused kernel for this kind of device; None where neither does."""
-    return BACKENDS.get(device.type)
+    compiler = BACKENDS.get(device.type)
+    return compiler if compiler and importlib.util.find_spec(compiler) else None
 
 
 def _channels_last(volume: Tensor) -> Tensor:
