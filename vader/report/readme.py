@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..paths import project_root
+from ..paths import project_root, reports_dir
 from .contract import SYSTEMS
 from .report import read_reports
 
@@ -48,7 +48,9 @@ def excerpt(reports: list[dict[str, Any]]) -> str:
 
 
 def write_readme() -> list[Path]:
-    """Renew the excerpt between README's markers. Raises ValueError if they are gone."""
+    """Renew the excerpt between README's markers, unless reports are kept elsewhere. ValueError if they are gone."""
+    if reports_dir() != project_root() / "reports":
+        return []  # README shows the committed reports only
     file = project_root() / "README.md"
     text = file.read_text(encoding="utf-8")
     before, start, rest = text.partition(START)
