@@ -259,23 +259,6 @@ def test_operators_keep_torchs_rules():
     )
 
 
-@needs_numba
-def test_compiled_code_has_no_graph_break():
-    volume, origins, directions = scene(9)
-
-    def loss(volume):
-        r = render_rays(torch.nn.functional.softplus(volume), origins, directions, 7, stratified_seed=2, check=False)
-        return r.colour.square().sum() + r.depth.mean()
-
-    results = []
-    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
-        leaf = volume.clone().requires_grad_()
-        value = function(leaf)
-        value.backward()
-        results.append((value.detach(), leaf.grad))
-    torch.testing.assert_close(results[0], results[1])
-
-
 TRITON_AGREES = """
 import torch
 from test_fused import assert_agrees, picture_and_gradient, rng, scene
