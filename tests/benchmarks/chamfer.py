@@ -1,22 +1,18 @@
 """COV, MMD and 1-NNA over sets of point clouds: ours in full, the peers on a slice of the pairs.
 
-    python tests/benchmarks/chamfer.py [clouds per set]
-
 PyTorch3D's `chamfer_distance` and a loop over scipy's `cKDTree` need every pair of clouds. They are given
 `pairs` of them, and their time is scaled to all pairs of the union of both sets, which 1-NNA is defined on.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-
 import numpy as np
 import torch
-from contest import alternate, speed_rows
 from scipy.spatial import cKDTree
 
 from vader.metrics import geometry
+
+from .contest import alternate, speed_rows
 
 
 def chairs(n: int, points: int = 2048, seed: int = 0) -> np.ndarray:
@@ -80,8 +76,3 @@ def compare(clouds: int = 1000, points: int = 2048, pairs: int = 24, repeats: in
     )
     rows = speed_rows("ours", ours, timings | {"ours, every pair": kernel}, work, share=pairs / done.pairs)
     return rows + speed_rows("ours, every pair", kernel, timings, f"chamfer distance of {pairs} pairs, {points} points")
-
-
-if __name__ == "__main__":
-    for row in compare(*map(int, sys.argv[1:2])):
-        print(json.dumps(row))

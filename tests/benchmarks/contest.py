@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -16,15 +18,32 @@ class Timing:
     cpu: list[float]
 
 
-def alternate(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+@dataclass(frozen=True)
+class Quantity:
+    """A measured or counted number of one system that is no ratio of two contestants."""
+
+    system: str
+    work: str
+    name: str
+    value: float
+
+
+def alternate(
+    contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device | str = "cpu"
+) -> dict[str, Timing]:
     """Run every contestant once to warm up, then all of them in turn, `repeats` times."""
+    on_cuda = torch.device(device).type == "cuda"
     for run in contestants.values():
         run()
     timings = {name: Timing([], []) for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
+            if on_cuda:
+                torch.cuda.synchronize()
             wall, cpu = time.perf_counter(), time.process_time()
             run()
+            if on_cuda:
+                torch.cuda.synchronize()
             timings[name].wall.append(time.perf_counter() - wall)
             timings[name].cpu.append(time.process_time() - cpu)
     return timings

@@ -1,7 +1,5 @@
 """FID and KID of rendered views: images handed over in memory against the usual way through PNG files.
 
-    python tests/benchmarks/features.py [images per set]
-
 Everybody uses the same EfficientNet-Lite0 and torch-fidelity's own FID and KID. What differs is how the
 images get there: ours takes the tensor; torch-fidelity's `calculate_metrics` takes folders of PNG files,
 which a renderer has to write first, or a data set in memory.
@@ -9,19 +7,18 @@ which a renderer has to write first, or a data set in memory.
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from contest import alternate, speed_rows
 from PIL import Image
 from torch.utils.data import Dataset
 
 from vader.metrics import distribution, features
+
+from .contest import alternate, speed_rows
 
 
 class InMemory(Dataset):
@@ -98,8 +95,3 @@ def compare(images: int = 256, resolution: int = 64, repeats: int = 3) -> list[d
         timings = alternate(contestants, repeats)
     ours = timings.pop("ours")
     return speed_rows("ours", ours, timings, f"FD and KD of 2 x {images} images of {resolution} x {resolution}")
-
-
-if __name__ == "__main__":
-    for row in compare(*map(int, sys.argv[1:2])):
-        print(json.dumps(row))

@@ -1,0 +1,132 @@
+"""Every contest, side by side, with one command:
+
+    python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
+
+runs the parts (renderer, sampler, stage1, chamfer, features; all unless some are named) and writes
+`reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing else
+run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
+the report says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+
+from vader.paths import reports_dir
+from vader.provenance import device_name, environment
+from vader.runs import utc_now
+from vader.storage import write_json
+from vader.training import select_device
+
+from . import chamfer, features, renderer, sampler, stage1
+from .contest import Quantity
+
+Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
+
+SCENES = (renderer.Scene(), renderer.Scene(size=32, samples=48))
+
+
+def run_renderer(device: torch.device) -> Part:
+    rows = [row for scene in SCENES for row in renderer.compare(scene, device)]
+    return rows, [q for scene in SCENES for q in renderer.limits(scene, device)], renderer.curves(device)
+
+
+def run_sampler(device: torch.device) -> Part:
+    quantities = sampler.overhead(device) + sampler.paper_size(device)
+    return sampler.compare(device), quantities, {"sampler steps": sampler.curve(device)}
+
+
+def run_stage1(device: torch.device) -> Part:
+    return [], stage1.breakdown(device), {}
+
+
+def run_chamfer(device: torch.device) -> Part:
+    return chamfer.compare(), [], {}
+
+
+def run_features(device: torch.device) -> Part:
+    return features.compare(), [], {}
+
+
+PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # what runs, and what it needs
+    "renderer": (run_renderer, ()),
+    "sampler": (run_sampler, ()),
+    "stage1": (run_stage1, ()),
+    "chamfer": (run_chamfer, ("pytorch3d", "numba")),
+    "features": (run_features, ("torch_fidelity",)),
+}
+
+
+def plot(curves: dict[str, dict[str, list[tuple[float, float]]]], title: str):
+    """One panel per quantity: seconds against it, a line per contestant, both axes logarithmic."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.2), layout="constrained", squeeze=False)
+    for axis, (quantity, lines) in zip(axes[0], curves.items(), strict=True):
+        for name, points in lines.items():
+            axis.loglog(*zip(*points, strict=True), marker="o", label=name)
+        ticks = [x for x, _ in next(iter(lines.values()))]
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axis.minorticks_off()
+        axis.set(xlabel=quantity, ylabel="seconds per sample" if "steps" in quantity else "seconds forward + backward")
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Run the benchmarks.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.parts) - PARTS.keys()
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    torch.set_num_threads(options.threads)
+    device = select_device(options.device)
+
+    rows: list[dict] = []
+    quantities: list[Quantity] = []
+    curves: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name in options.parts or PARTS:
+        run, needs = PARTS[name]
+        missing = [package for package in needs if importlib.util.find_spec(package) is None]
+        if missing:
+            left_out.append(f"{name} (needs {', '.join(missing)})")
+            continue
+        more_rows, more_quantities, more_curves = run(device)
+        for item in [*more_rows, *map(asdict, more_quantities)]:
+            print(json.dumps(item), flush=True)
+        rows, quantities, curves = rows + more_rows, quantities + more_quantities, curves | more_curves
+    if options.parts:
+        return 0
+    kind = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
+    report = {
+        "created": utc_now(),
+        "environment": {**environment(device), "threads": options.threads},
+        "left_out": left_out,
+        "rows": rows,
+        "quantities": [asdict(q) for q in quantities],
+        "curves": curves,
+    }
+    file = reports_dir() / f"benchmarks.{kind}.json"
+    write_json(file, report)
+    title = f"{device_name(device)}, {options.threads} threads" if kind == "cpu" else device_name(device)
+    plot(curves, title).savefig(file.with_suffix(".png"), dpi=100, metadata={"Software": None})
+    print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

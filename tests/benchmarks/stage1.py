@@ -1,0 +1,98 @@
+"""One training step of the autodecoder, and what each of its parts takes: forward and backward.
+
+The parts are timed by themselves, on tensors of the step's own shapes and with a random gradient from above.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from vader.autodecoder.losses import foreground_loss, pyramid_l1
+from vader.autodecoder.reconstruction import Reconstruction
+from vader.data import Sequence, SequenceSet
+from vader.profiles import experiment
+from vader.rendering.cameras import sample_orbit
+from vader.rendering.volume import render_rays
+
+from .contest import Quantity, alternate
+
+
+def noise_pictures(config) -> SequenceSet:
+    """As many objects as the experiment trains on, with random pixels: what they show does not change the cost."""
+    data = config.data
+    sequences = []
+    for index in range(data.num_objects):
+        generator = torch.Generator().manual_seed(index)
+        cameras = sample_orbit(data.train_views + data.heldout_views, data, generator)
+        shape = (len(cameras), data.resolution, data.resolution)
+        images = torch.randint(256, (*shape, 3), generator=generator).to(torch.uint8)
+        masks = torch.randint(256, shape, generator=generator).to(torch.uint8)
+        sequences.append(Sequence(f"noise-{index}", images, masks, cameras, "train"))
+    return SequenceSet("noise", "0" * 64, tuple(sequences), data.train_views, data.heldout_views, None, "1" * 64)
+
+
+def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
+    """Median seconds of a laptop step, the share of each part, and what the parts leave over ('other')."""
+    config = experiment("laptop", "furniture_chairs")
+    task = Reconstruction(config, noise_pictures(config), device)
+    settings = task.settings
+    b, v, r = settings.objects_per_step, settings.views_per_object, config.data.resolution
+    objects, views = task.draw()
+    rows = objects[:, None].expand(b, v)
+    target, mask = task.images[rows, views].float() / 255, task.masks[rows, views].float() / 255
+    generator = torch.Generator().manual_seed(0)
+    cameras = sample_orbit(b * v, config.data, generator).to(device)
+    origins, directions = (x.view(b, v * r * r, 3) for x in cameras.rays())
+    colour = torch.rand(b * v, r, r, 3, generator=generator).to(device).requires_grad_()
+    occupancy = torch.rand(b * v, r, r, generator=generator).to(device).requires_grad_()
+
+    def generate() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            return task.model(objects, settings.density_noise)
+
+    volume = generate().detach()
+    above = torch.randn_like(volume)
+
+    def decoder() -> None:
+        generate().backward(above)
+
+    def renderer() -> None:
+        leaf = volume.detach().requires_grad_()
+        rendering = render_rays(leaf, origins, directions, settings.num_samples, stratified_seed=1, check=False)
+        (rendering.colour.sum() + rendering.occupancy.sum()).backward()
+
+    def pixels() -> None:
+        loss = pyramid_l1(colour, target.flatten(0, 1), settings.pyramid_scales)
+        (loss + foreground_loss(occupancy, mask.flatten(0, 1))).backward()
+
+    def perceptual() -> None:
+        chosen = slice(0, settings.perceptual_images)
+        task.perceptual(colour[chosen], target.flatten(0, 1)[chosen]).backward()
+
+    def optimizer() -> None:
+        task.optimizer.step()
+        task.optimizer.zero_grad(set_to_none=False)
+
+    def step() -> None:
+        task.step(0)
+        optimizer()
+
+    parts: dict[str, Callable[[], None]] = {
+        "decoder": decoder,
+        "renderer": renderer,
+        "foreground and pixel losses": pixels,
+        "perceptual loss": perceptual,
+        "optimizer": optimizer,
+    }
+    timings = alternate({"step": step, **parts}, repeats, device)
+    median = {name: statistics.median(timing.wall) for name, timing in timings.items()}
+    work = f"laptop step: {b} objects x {v} views of {r}^2, {config.autodecoder.resolution}^3 voxels"
+    whole = median.pop("step")
+    shares = {name: seconds / whole for name, seconds in median.items()}
+    shares["other"] = 1 - sum(shares.values())
+    return [Quantity("stage 1", work, "seconds", whole)] + [
+        Quantity("stage 1", work, f"share of the step: {name}", share) for name, share in shares.items()
+    ]
