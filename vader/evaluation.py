@@ -50,7 +50,7 @@ def heldout_reconstruction(models: Models) -> dict[str, Mean]:
     scores: dict[str, list[Tensor]] = {"psnr": [], "psnr_foreground": [], "lpips": []}
     for index, sequence in enumerate(tqdm(data, desc="held-out views", disable=None)):
         volume = models.reconstruct([index])
-        rendered = render_views(volume, sequence.cameras[views], samples)["colour"][0].cpu()
+        rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
         target, mask = sequence.colours(views), sequence.alphas(views)
         scores["psnr"].append(psnr(rendered, target).mean())
         scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())

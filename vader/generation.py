@@ -89,7 +89,7 @@ def render_samples(models: Models, system: System, count: int, views: int, seed:
         for index, volume in zip(indices, system(indices, seed), strict=True):
             cameras = random_views(models.config, index, views, seed)
             samples = models.config.reconstruction.num_samples
-            pictures.append(render_views(volume[None], cameras, samples)["colour"][0].cpu())
+            pictures.append(render_views(volume[None], cameras, samples, normals=False)["colour"][0].cpu())
             bar.update()
     bar.close()
     return torch.stack(pictures)

@@ -329,6 +329,7 @@ def test_views_of_a_ball():
         "depth": (1, 2, 25, 25),
         "normals": (1, 2, 25, 25, 3),
     }
+    assert shapes.keys() - render_views(volume, cameras, 96, normals=False).keys() == {"normals"}
     assert views["occupancy"][0, :, 12, 12].min() > 0.999 and views["occupancy"][0, :, 0, 0].max() < 1e-3
     assert views["depth"][0, :, 12, 12].tolist() == pytest.approx([2.35, 2.35], abs=0.1)
     assert views["depth"][0, :, 0, 0].max() == 0

@@ -208,12 +208,19 @@ def normal_volume(density: Tensor) -> Tensor:
 
 @torch.no_grad()
 def render_views(
-    volume: Tensor, cameras: Cameras, num_samples: int, *, stop: float = EARLY_STOP, backend: str = "auto"
+    volume: Tensor,
+    cameras: Cameras,
+    num_samples: int,
+    *,
+    normals: bool = True,
+    stop: float = EARLY_STOP,
+    backend: str = "auto",
 ) -> dict[str, Tensor]:
     """Pictures of volumes (b, 4, d, h, w) from v cameras, shared by all of them.
 
     Returns colour (b, v, h, w, 3) and occupancy (b, v, h, w) in [0, 1], depth (b, v, h, w) (expected distance where
-    something is hit, 0 elsewhere) and normals (b, v, h, w, 3), composited world-space normals of length <= 1.
+    something is hit, 0 elsewhere) and, unless `normals` is False, normals (b, v, h, w, 3): composited world-space
+    normals of length <= 1, which cost a second pass.
 
     Raises:
         RenderingError, CameraError: a volume or a camera without a picture.
@@ -224,11 +231,13 @@ def render_views(
     options = {"stop": stop, "skip_empty": True, "backend": backend}
     rendering = render_rays(volume, origins, directions, num_samples, **options)
     colour, occupancy, depth = rendering.images(cameras.height, cameras.width)
-    shading = torch.cat([volume[:, :1], normal_volume(volume[:, 0])], dim=1)
-    normals = render_rays(shading, origins, directions, num_samples, check=False, **options)
-    return {
+    views = {
         "colour": colour.clamp(0, 1),
         "occupancy": occupancy,
         "depth": torch.where(occupancy > 0.5, depth / occupancy.clamp_min(0.5), torch.zeros_like(depth)),
-        "normals": normals.colour.view(b, v, cameras.height, cameras.width, 3),
     }
+    if normals:
+        shading = torch.cat([volume[:, :1], normal_volume(volume[:, 0])], dim=1)
+        shaded = render_rays(shading, origins, directions, num_samples, check=False, **options)
+        views["normals"] = shaded.colour.view(b, v, cameras.height, cameras.width, 3)
+    return views
