@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from vader.config import later
 from vader.storage import RunError, canonical, load_weights, plain, read_weights, save_weights, write_json
 
 JSON = st.recursive(
@@ -61,6 +62,19 @@ def test_canonical_tells_apart_what_compares_unequal_and_only_that():
 def test_plain_names_the_place_of_what_is_no_setting(value, place):
     with pytest.raises(RunError, match=place):
         plain(value)
+
+
+def test_a_later_field_shows_only_where_it_departs_from_its_default():
+    @dataclasses.dataclass(frozen=True)
+    class Before:
+        width: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class After(Before):
+        bias: bool = later(True)
+
+    assert plain(After()) == plain(Before()) and plain({"net": After(4)}) == plain({"net": Before(4)})
+    assert plain(After(bias=False)) == {"width": 3, "bias": False}
 
 
 def test_write_json_keeps_the_old_file_when_the_new_one_cannot_be_written(tmp_path):

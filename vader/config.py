@@ -27,6 +27,14 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def later(default: Any) -> Any:
+    """A field that settings got after runs of theirs were published.
+
+    While it has its default it is left out of digests, so that those runs are found as before.
+    """
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What the images show and how they were taken. Camera distances are in units of the cube [-1, 1]^3."""

@@ -76,9 +76,7 @@ LAPTOP = dict(
         precision="bfloat16",
     ),
     # Steps count for more than width: at equal time 64 channels at 8^3 leave a larger error at every noise level.
-    unet=dict(
-        channels=32, depth=1, channel_mult=(1, 2), attention_resolutions=(4,), channels_per_head=32, dropout=0.0
-    ),
+    unet=dict(channels=32, depth=1, channel_mult=(1, 2), attention_resolutions=(4,), channels_per_head=32, dropout=0.0),
     # A latent of 32,768 numbers is still told apart at noise levels that EDM's (-1.2, 1.2) hardly ever draws.
     diffusion=dict(
         latents_seen=24_000,
@@ -128,7 +126,9 @@ DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "fur
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
 DEPARTURES = {
-    ("laptop", "furniture_chairs"): dict(reconstruction=dict(images_seen=132_000), diffusion=dict(latents_seen=128_000)),
+    ("laptop", "furniture_chairs"): dict(
+        reconstruction=dict(images_seen=132_000), diffusion=dict(latents_seen=128_000)
+    ),
     ("laptop", "furniture_tables"): dict(
         data=dict(num_objects=39), reconstruction=dict(images_seen=48_000), diffusion=dict(latents_seen=128_000)
     ),

@@ -24,11 +24,14 @@ class RunError(ValueError):
 def plain(value: Any, where: str = "settings") -> Any:
     """`value` as JSON values: dataclasses become objects, tuples lists, and floats that are whole become ints.
 
-    The last makes settings that compare equal (1 == 1.0) look equal. Raises RunError naming the place of
-    anything else, such as a path or a tensor, which has no business in a setting.
+    The last makes settings that compare equal (1 == 1.0) look equal. A field declared with `config.later` is left
+    out while it has its default. Raises RunError naming the place of anything else, such as a path or a tensor,
+    which has no business in a setting.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        kept = [(f.name, item) for f, item in fields if not (f.metadata.get("later") and item == f.default)]
+        return {name: plain(item, f"{where}.{name}") for name, item in kept}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
