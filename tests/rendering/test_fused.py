@@ -259,6 +259,59 @@ def test_operators_keep_torchs_rules():
     )
 
 
+@needs_numba
+def test_compiled_code_has_no_graph_break():
+    volume, origins, directions = scene(9)
+
+    def loss(volume):
+        r = render_rays(torch.nn.functional.softplus(volume), origins, directions, 7, stratified_seed=2, check=False)
+        return r.colour.square().sum() + r.depth.mean()
+
+    results = []
+    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        leaf = volume.clone().requires_grad_()
+        value = function(leaf)
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+class DistributedScene(torch.nn.Module):
+    """A volume whose loss on rank k are the rays of seed k."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = torch.nn.Parameter(scene(10)[0])
+
+    def forward(self, rank: int) -> torch.Tensor:
+        _, origins, directions = scene(11 + rank)
+        return picture(render_rays(self.volume, origins, directions, 6, backend="fused")).square().sum()
+
+
+def gradient_of_rank(rank: int, store: Path) -> torch.Tensor:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        module = DistributedScene()
+        parallel = torch.nn.parallel.DistributedDataParallel(module)
+        parallel(rank).backward()
+        return module.volume.grad
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@needs_numba
+def test_two_ranks_average_their_gradients(tmp_path):
+    store, result = tmp_path / "store", tmp_path / "gradient.pt"
+    other = f"from test_fused import *; torch.save(gradient_of_rank(1, {str(store)!r}), {str(result)!r})"
+    with subprocess.Popen([sys.executable, "-c", other], env={**os.environ, "PYTHONPATH": PYTHONPATH}) as process:
+        mine = gradient_of_rank(0, store)
+        assert process.wait(timeout=280) == 0
+    module = DistributedScene()
+    (0.5 * (module(0) + module(1))).backward()
+    torch.testing.assert_close(mine, module.volume.grad)
+    torch.testing.assert_close(torch.load(result), module.volume.grad)
+
+
 TRITON_AGREES = """
 import torch
 from test_fused import assert_agrees, picture_and_gradient, rng, scene

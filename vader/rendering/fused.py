@@ -23,16 +23,24 @@ from .volume import Rendering, RenderingError, clip_to_cube
 
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
-# Kind of device: what compiles its kernels.
-BACKENDS = {"cpu": "numba", "cuda": "triton"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # refused by an import hook, or there in name only
+        return False
+
+
+# Kind of device: what compiles its kernels. Decided at import, since compiled code cannot search the file system.
+BACKENDS = {kind: compiler for kind, compiler in {"cpu": "numba", "cuda": "triton"}.items() if _installed(compiler)}
+
+
 def fused_backend(device: torch.device) -> str | None:
     """'numba' or 'triton', whichever compiles the fused kernel for this kind of device; None where neither does."""
-    compiler = BACKENDS.get(device.type)
-    return compiler if compiler and importlib.util.find_spec(compiler) else None
+    return BACKENDS.get(device.type)
 
 
 def _channels_last(volume: Tensor) -> Tensor:
