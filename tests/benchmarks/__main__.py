@@ -43,6 +43,8 @@ def run_renderer(device: torch.device) -> Part:
 
 def run_sampler(device: torch.device) -> Part:
     quantities = sampler.overhead(device) + sampler.paper_size(device)
+    if importlib.util.find_spec("torch_fidelity"):
+        quantities += sampler.effect_of_precision(device)
     return sampler.compare(device), quantities, {"sampler steps": sampler.curve(device)}
 
 

@@ -1,4 +1,4 @@
-"""The fused renderer against the `grid_sample` reference and PyTorch3D's `VolumeRenderer`: forward and backward.
+"""The fused renderer against the `grid_sample` reference, PyTorch3D and nerfacc: forward and backward.
 
 Everybody renders the same samples of the same volumes from the same cameras, and the results are compared before
 anything is timed. Peak memory is taken in a process of its own for each contestant.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from vader.rendering.volume import clip_to_cube, render_rays, sample_depths
+from vader.rendering.volume import clip_to_cube, render_rays, sample_depths, sample_volume
 
 from .contest import Quantity, alternate, speed_rows
 
@@ -125,15 +125,44 @@ def pytorch3d(scene: Scene, device: torch.device) -> Callable[[], tuple[Tensor, 
     return run
 
 
-CONTESTANTS = {"fused": ours("fused"), "reference (grid_sample)": ours("reference"), "pytorch3d": pytorch3d}
+def nerfacc(scene: Scene, device: torch.device) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Prepare nerfacc's compositing of the same samples, read from the volumes by `grid_sample`."""
+    from nerfacc import accumulate_along_rays, render_weight_from_density
+
+    volume, cameras = scene.build(device)
+    origins, directions = (x.reshape(1, -1, 3).expand(scene.batch, -1, -1) for x in cameras.rays())
+    enter, leave = clip_to_cube(origins, directions, 0.0, math.inf)
+    edges = enter[..., None] + (leave - enter)[..., None] * torch.linspace(0, 1, scene.samples + 1, device=device)
+    starts, ends = edges[..., :-1].flatten(0, 1).contiguous(), edges[..., 1:].flatten(0, 1).contiguous()
+    middle = ((edges[..., :-1] + edges[..., 1:]) / 2)[..., None]
+    points = (origins[:, :, None] + middle * directions[:, :, None]).clamp(-1, 1)
+
+    def run() -> tuple[Tensor, Tensor]:
+        leaf = volume.detach().requires_grad_()
+        values = sample_volume(leaf, points).movedim(1, -1).flatten(0, 1)  # (rays, samples, 4)
+        weights = render_weight_from_density(starts, ends, values[..., 0])[0]
+        colour, occupancy = (accumulate_along_rays(weights, v) for v in (values[..., 1:], None))
+        pictures = torch.cat([colour, occupancy], dim=-1)
+        pictures.square().sum().backward()
+        return pictures.detach().view(scene.batch, scene.views, -1, 4), leaf.grad
+
+    return run
+
+
+CONTESTANTS = {
+    "fused": ours("fused"),
+    "reference (grid_sample)": ours("reference"),
+    "pytorch3d": pytorch3d,
+    "nerfacc": nerfacc,
+}
 
 
 def contestants(device: torch.device) -> dict[str, Callable]:
-    """Those that can be here: PyTorch3D need not be installed on a GPU machine."""
-    here = dict(CONTESTANTS)
-    if importlib.util.find_spec("pytorch3d") is None:
-        del here["pytorch3d"]
-    return here
+    """Those that can be here: PyTorch3D need not be installed, and nerfacc is made for GPUs."""
+    absent = {name for name in ("pytorch3d", "nerfacc") if importlib.util.find_spec(name) is None}
+    if device.type != "cuda":
+        absent.add("nerfacc")
+    return {name: prepare for name, prepare in CONTESTANTS.items() if name not in absent}
 
 
 def peak_memory(name: str, scene: Scene, device: torch.device) -> int:

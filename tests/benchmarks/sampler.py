@@ -6,6 +6,7 @@ float64 state, gradients off, nothing in place. Both draw the same noise and mus
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vader.autodecoder.decoder import Decoder
 from vader.config import SamplerConfig, UNetConfig
+from vader.data import prepare
 from vader.diffusion.edm import Denoiser, sigma_schedule
 from vader.diffusion.sampling import for_inference, object_generators, sample_objects
 from vader.diffusion.unet3d import UNet3D
+from vader.evaluation import distance_rows, real_features, sample_features
+from vader.generation import load_models
 from vader.profiles import PAPER, experiment
 
 from .contest import Quantity, alternate, speed_rows
@@ -120,28 +125,55 @@ def overhead(device: torch.device, steps: int = 18, batch: int = 16, repeats: in
 
 
 def paper_size(device: torch.device) -> list[Quantity]:
-    """One sample of the Chairs column, 64 Heun steps (127 evaluations) of its 216 M U-Net; the paper: ~8 s (A100).
+    """One object at the Chairs column's size, 127 evaluations of a 216 M U-Net and then G2; the paper: ~8 s (A100).
 
-    On a CPU the evaluation is timed and multiplied, since all 127 cost the same; on CUDA the whole loop is run.
+    On a CPU one evaluation is timed and multiplied, since all 127 cost the same; on CUDA the whole loop is run.
     """
     config = PAPER["photoshape_chairs"]
     shape = config.autodecoder.latent_shape
     denoise = for_inference(randomised(config.unet, shape, device), device, torch.bfloat16)
+    with torch.device(device):
+        decoder = Decoder(config.autodecoder)
+    decoder = decoder.to(memory_format=torch.channels_last_3d, dtype=torch.bfloat16).eval().requires_grad_(False)
     found = []
     for batch in (1, 32) if device.type == "cuda" else (1,):
-        noise = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last_3d)
+        latents = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last_3d)
         level = torch.ones(batch, device=device)
-        if device.type == "cuda":
-            runs = {
-                "": lambda batch=batch: sample_objects(denoise, config.sampler, range(batch), shape, 0, None, device)
-            }
-            seconds = statistics.median(alternate(runs, 3, device)[""].wall)
-        else:
-            with torch.no_grad():
-                timing = alternate({"": lambda noise=noise, level=level: denoise(noise, level, None)}, 3, device)[""]
-            seconds = (2 * config.sampler.num_steps - 1) * statistics.median(timing.wall)
-        work = f"64 Heun steps, {denoise_name(config.unet)}, batch {batch}, bfloat16"
-        found.append(Quantity("sampler", work, "seconds per sample", seconds / batch))
+
+        def sampling(batch=batch) -> Tensor:
+            return sample_objects(denoise, config.sampler, range(batch), shape, 0, device=device)
+
+        def evaluation(latents=latents, level=level) -> Tensor:
+            return denoise(latents, level, None)
+
+        def decoding(latents=latents) -> Tensor:
+            return decoder.g2(latents.bfloat16())
+
+        with torch.no_grad():
+            runs = {"loop": sampling if device.type == "cuda" else evaluation, "decode": decoding}
+            timings = alternate(runs, 3, device)
+        seconds = {name: statistics.median(timing.wall) for name, timing in timings.items()}
+        loops = 1 if device.type == "cuda" else 2 * config.sampler.num_steps - 1
+        work = f"64 Heun steps and G2, {denoise_name(config.unet)}, batch {batch}, bfloat16"
+        found += [
+            Quantity("sampler", work, "seconds per sample", (loops * seconds["loop"] + seconds["decode"]) / batch),
+            Quantity("sampler", work, "share of decoding", seconds["decode"] / (loops * seconds["loop"])),
+        ]
+    return found
+
+
+def effect_of_precision(device: torch.device) -> list[Quantity]:
+    """KD of the laptop profile's procedural chairs, sampled with the network in bfloat16 and in float32."""
+    config = experiment("laptop", "procedural_chairs").replace(evaluation=dict(sampling_seeds=(0,)))
+    models = load_models(config, prepare(config.data), device.type)
+    real = real_features(models.data, config.evaluation)
+    found = []
+    for precision in ("bfloat16", "float32"):
+        chosen = dataclasses.replace(models, config=config.replace(diffusion=dict(precision=precision)))
+        rows = distance_rows(sample_features(chosen, chosen.ours(), precision), real, config.evaluation)
+        [kd] = [row["value"] for row in rows if row["metric"] == "kd"]
+        work = f"{config.evaluation.num_samples} procedural chairs, laptop, seed 0, {precision}"
+        found.append(Quantity("sampler", work, "kd x 10^3", kd))
     return found
 
 
