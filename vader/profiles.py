@@ -79,7 +79,7 @@ LAPTOP = dict(
     unet=dict(channels=32, depth=1, channel_mult=(1, 2), attention_resolutions=(4,), channels_per_head=32, dropout=0.0),
     # A latent of 32,768 numbers is still told apart at noise levels that EDM's (-1.2, 1.2) hardly ever draws.
     diffusion=dict(
-        latents_seen=24_000,
+        latents_seen=48_000,
         batch_size=8,
         learning_rate=1.5e-3,
         warmup_latents=800,
