@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,8 +177,8 @@ def peak_memory(name: str, scene: Scene, device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident_growth, (name, scene, torch.get_num_threads()))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_resident_growth, name, scene, torch.get_num_threads()).result()
 
 
 def _resident_growth(name: str, scene: Scene, threads: int) -> int:
