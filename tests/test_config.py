@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from vader.config import AutodecoderConfig, ConfigError, ReconstructionConfig, SamplerConfig, UNetConfig
-from vader.profiles import DATA_NAMES, PAPER, PROFILES, experiment
+from vader.config import AutodecoderConfig, ConfigError, DataConfig, ReconstructionConfig, SamplerConfig, UNetConfig
+from vader.paper import TABLE5, TABLE5_COLUMNS
+from vader.profiles import DATA_NAMES, LAPTOP, PAPER, PAPER_TEXT, PROFILES, experiment, table5
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -28,37 +29,37 @@ def test_unknown_names_are_refused_with_the_nearest_known():
         experiment("paper", "procedural_chairs")
 
 
-def test_table_5():
-    """What Table 5 says of each column, typed from the paper and independently of the configuration's defaults."""
-    columns = ("abo_tables", "photoshape_chairs", "celebv_text", "mvimgnet", "objaverse")
-    rows = {
-        "depth": (2, 4, 2, 4, 4),
-        "resolution": (128, 64, 64, 64, 64),
-        "channels_out": (4, 4, 14, 4, 4),
-        "foreground": (10, 10, 10, 10, 0),
-        "unet_channels": (128, 128, 192, 192, 192),
-        "unet_depth": (2, 2, 3, 3, 3),
-    }
-    for i, name in enumerate(columns):
-        e = PAPER[name]
-        measured = {
-            "depth": e.autodecoder.depth,
-            "resolution": e.autodecoder.resolution,
-            "channels_out": 4 + e.autodecoder.lbs_channels,
-            "foreground": e.reconstruction.foreground_weight,
-            "unet_channels": e.unet.channels,
-            "unet_depth": e.unet.depth,
-        }
-        assert measured == {key: values[i] for key, values in rows.items()}
-        assert e.autodecoder.embedding_dim == 1024
-        assert e.autodecoder.max_channels == 512
-        assert e.autodecoder.attention_resolutions == (8, 16)
-        assert e.autodecoder.latent_shape == (256, 8, 8, 8)
-        assert e.reconstruction.views_per_object == 4
-        assert e.reconstruction.learning_rate == 5e-4
-        assert e.unet.channel_mult == (3, 4)
-        assert e.unet.attention_resolutions == (8, 4)
-        assert e.diffusion.learning_rate == 4.5e-5
+@pytest.mark.parametrize("name", PAPER)
+def test_table_5_is_what_the_configurations_say(name):
+    column = list(TABLE5_COLUMNS).index(name)
+    assert table5(name) == {row: cells[column] for row, cells in TABLE5.items()}
+    assert list(table5(name)) == list(TABLE5) and list(PAPER) == list(TABLE5_COLUMNS)
+
+
+def test_a_cell_of_table_5_follows_its_field(monkeypatch):
+    changed = PAPER["celebv_text"].replace(
+        autodecoder=dict(lbs_channels=3, resolution=128, depth=1), diffusion=dict(learning_rate=2.5e-6)
+    )
+    monkeypatch.setitem(PAPER, "celebv_text", changed)
+    cells = table5("celebv_text")
+    assert cells["3D AutoDecoder", "VoxelGridSize"] == "128³ × 7"
+    assert cells["3D AutoDecoder", "Depth"] == "1"
+    assert cells["Latent 3D Diffusion Model", "Learning Rate"] == "2.5e-6"
+
+
+def test_columns_are_frozen_and_small_profiles_are_the_chairs_column_with_changes():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAPER["objaverse"].unet.depth = 2
+    changes = {part: dict(values) for part, values in LAPTOP.items() if part != "data"}
+    assert experiment("laptop", "procedural_chairs") == PAPER["photoshape_chairs"].replace(
+        profile="laptop", weights_precision="float16", data=DataConfig("procedural_chairs"), **changes
+    )
+
+
+def test_a_text_model_differs_in_its_cross_attention_only():
+    for name, text in PAPER_TEXT.items():
+        plain = dict(cross_attention_resolutions=(), context_dim=0, transformer_depth=1)
+        assert text != PAPER[name] == text.replace(unet=plain)
 
 
 def test_stage_resolutions_and_channels():
@@ -78,6 +79,11 @@ def test_stage_resolutions_and_channels():
         (dict(attention_resolutions=(8, 128)), "attention at 128"),
         (dict(depth=0), "depth is 0"),
         (dict(max_channels=8), "cannot be halved 4 times"),
+        (dict(latent_resolution=2), r"latent_resolution 2 is not a tap of this decoder: it has \(4, 8, 16, 32\)"),
+        (dict(resolution=128, latent_resolution=128), "not a tap of this decoder"),
+        (dict(attention_resolutions=(4,)), r"attention at 4\^3 never occurs: the decoder's stages are at \(8, 16"),
+        (dict(embedding_dim=0), "embedding_dim is 0, expected at least 1"),
+        (dict(lbs_channels=-1), "lbs_channels is -1, expected 0 or more"),
     ],
 )
 def test_decoders_that_cannot_be_built(settings, message):
@@ -89,6 +95,9 @@ def test_decoders_that_cannot_be_built(settings, message):
     ("make", "message"),
     [
         (lambda: UNetConfig(channels=100), "do not divide into heads"),
+        (lambda: UNetConfig(channels_per_head=48, channel_mult=(3, 5)), "640 .* do not divide into heads of 48"),
+        (lambda: UNetConfig(channels_per_head=0), "channels_per_head is 0, expected at least 1"),
+        (lambda: UNetConfig(transformer_depth=0), "transformer_depth is 0, expected at least 1"),
         (lambda: UNetConfig(context_dim=64), "go together"),
         (lambda: SamplerConfig(num_steps=1), "num_steps is 1"),
         (lambda: SamplerConfig(sigma_min=80.0), "0 < sigma_min < sigma_max"),
@@ -98,6 +107,26 @@ def test_decoders_that_cannot_be_built(settings, message):
 def test_other_settings_that_cannot_work(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(autodecoder=dict(latent_resolution=4)),
+            r"attention_resolutions has 8\^3, which never occurs: .* \[4, 2\]",
+        ),
+        (dict(unet=dict(attention_resolutions=(16, 8))), r"attention_resolutions has 16\^3, which never occurs"),
+        (
+            dict(unet=dict(cross_attention_resolutions=(2,), context_dim=8)),
+            r"cross_attention_resolutions has 2\^3, which never occurs",
+        ),
+        (dict(unet=dict(channel_mult=(1, 1, 1, 1, 1))), "resolution 8 cannot be halved 4 times"),
+    ],
+)
+def test_two_stages_that_do_not_fit_are_refused_before_the_first_is_trained(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PAPER["photoshape_chairs"].replace(**changes)
 
 
 def test_replace_reaches_nested_fields():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 class ConfigError(ValueError):
@@ -85,6 +85,8 @@ class AutodecoderConfig:
         for r in self.attention_resolutions:
             require(r in resolutions, f"attention at {r}^3 never occurs: the decoder's stages are at {resolutions}")
         require(self.depth >= 1, f"depth is {self.depth}, expected at least 1 residual block per resolution")
+        require(self.embedding_dim >= 1, f"embedding_dim is {self.embedding_dim}, expected at least 1")
+        require(self.lbs_channels >= 0, f"lbs_channels is {self.lbs_channels}, expected 0 or more")
         require(
             self.max_channels % 2 ** len(resolutions) == 0,
             f"max_channels {self.max_channels} cannot be halved {len(resolutions)} times",
@@ -155,6 +157,8 @@ class UNetConfig:
     transformer_depth: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("channels", "depth", "channels_per_head", "transformer_depth"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         for mult in self.channel_mult:
             c = self.channels * mult
             require(
@@ -167,6 +171,23 @@ class UNetConfig:
             "cross_attention_resolutions and context_dim go together: "
             f"got {self.cross_attention_resolutions} and {self.context_dim}",
         )
+
+    def resolutions(self, latent_resolution: int) -> tuple[int, ...]:
+        """Resolution of each level on latents of this size, e.g. (8, 4).
+
+        Raises ConfigError if it cannot be halved that often, or if attention is asked for where no level is.
+        """
+        halvings = len(self.channel_mult) - 1
+        require(
+            latent_resolution % 2**halvings == 0,
+            f"resolution {latent_resolution} cannot be halved {halvings} times, as channel_mult {self.channel_mult} "
+            "asks",
+        )
+        levels = tuple(latent_resolution >> level for level in range(halvings + 1))
+        for field_name in ("attention_resolutions", "cross_attention_resolutions"):
+            for r in getattr(self, field_name):
+                require(r in levels, f"{field_name} has {r}^3, which never occurs: this U-Net's are {list(levels)}")
+        return levels
 
 
 @dataclass(frozen=True)
@@ -193,6 +214,7 @@ class DiffusionTrainingConfig:
 class SamplerConfig:
     """EDM's Heun sampler. S_churn > 0 makes it stochastic."""
 
+    name: ClassVar[str] = "edm"  # as Table 5 calls it
     num_steps: int = 64
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -238,6 +260,9 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     weights_precision: Literal["float32", "float16"] = "float32"  # of the finished run's weights
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
 
     def replace(self, **changes: Any) -> Experiment:
         """A copy with fields replaced; nested ones as `unet=dict(channels=64)`."""

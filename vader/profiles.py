@@ -12,16 +12,14 @@ from .config import (
     AutodecoderConfig,
     ConfigError,
     DataConfig,
-    DiffusionTrainingConfig,
-    EvaluationConfig,
     Experiment,
     ReconstructionConfig,
-    SamplerConfig,
     UNetConfig,
     nearest,
 )
 
-# Settings by which the small profiles differ from the paper's text; README's ledger says why.
+# The small profiles are Table 5's Chairs column with these changes (`experiment`); all else is the paper's.
+# Settings by which they differ from the paper's text; README's ledger says why.
 # A density that starts as thin fog and reaches an opaque voxel with weights of order one; colours within [0, 1].
 SMALL_DECODER = dict(density_scale=8.0, density_bias=0.05, colour_activation="sigmoid")
 
@@ -138,11 +136,21 @@ DEPARTURES = {
 }
 
 
-def _paper(name: str, depth: int, resolution: int, foreground: float, unet: dict[str, Any], lbs: int = 0) -> Experiment:
-    """A column of Table 5: what the columns share is the dataclasses' defaults."""
+def _paper(
+    name: str,
+    objects: int,
+    views: int,
+    *,
+    depth: int,
+    resolution: int = 64,
+    foreground: float = 10.0,
+    unet: dict[str, Any],
+    lbs: int = 0,
+) -> Experiment:
+    """A column of Table 5: what the columns share is the dataclasses' defaults. Objects and views are Sec. 4.1's."""
     return Experiment(
         "paper",
-        DataConfig(name, resolution=128),
+        DataConfig(name, num_objects=objects, train_views=views, resolution=128),
         AutodecoderConfig(depth=depth, resolution=resolution, lbs_channels=lbs),
         ReconstructionConfig(foreground_weight=foreground),
         UNetConfig(**unet),
@@ -151,12 +159,63 @@ def _paper(name: str, depth: int, resolution: int, foreground: float, unet: dict
 
 _LARGE = dict(channels=192, depth=3)
 PAPER = {
-    "abo_tables": _paper("abo_tables", depth=2, resolution=128, foreground=10, unet={}),
-    "photoshape_chairs": _paper("photoshape_chairs", depth=4, resolution=64, foreground=10, unet={}),
-    "celebv_text": _paper("celebv_text", depth=2, resolution=64, foreground=10, unet=_LARGE, lbs=10),
-    "mvimgnet": _paper("mvimgnet", depth=4, resolution=64, foreground=10, unet=_LARGE),
-    "objaverse": _paper("objaverse", depth=4, resolution=64, foreground=0, unet=_LARGE),
+    "abo_tables": _paper("abo_tables", 1_676, 91, depth=2, resolution=128, unet={}),
+    "photoshape_chairs": _paper("photoshape_chairs", 15_576, 200, depth=4, unet={}),
+    "celebv_text": _paper("celebv_text", 44_400, 373, depth=2, unet=_LARGE, lbs=10),
+    "mvimgnet": _paper("mvimgnet", 206_990, 30, depth=4, unet=_LARGE),
+    "objaverse": _paper("objaverse", 300_000, 6, depth=4, foreground=0.0, unet=_LARGE),
 }
+# Where Table 5 has "None/CA", a second model is conditioned on text by cross-attention (CA); the rest is the same.
+PAPER_TEXT = {
+    name: PAPER[name].replace(
+        unet=dict(cross_attention_resolutions=(8, 4), context_dim=1024, transformer_depth=transformer_depth)
+    )
+    for name, transformer_depth in (("celebv_text", 1), ("mvimgnet", 1), ("objaverse", 2))
+}
+
+
+def table5(name: str) -> dict[tuple[str, str], str]:
+    """A column of Table 5 from its configurations, {(part, row): cell}, written as the paper writes it.
+
+    The last three rows are those of the text-conditioned model, and "-" where there is none.
+    """
+    e, text = PAPER[name], PAPER_TEXT.get(name)
+    c, r, *_ = e.autodecoder.latent_shape
+    autodecoder = {
+        "z-length": e.autodecoder.embedding_dim,
+        "MaxChannels": e.autodecoder.max_channels,
+        "Depth": e.autodecoder.depth,
+        "SA-Resolutions": _list(e.autodecoder.attention_resolutions),
+        "ForegroundLoss λ": f"{e.reconstruction.foreground_weight:g}",
+        "#Renders/batch": e.reconstruction.views_per_object,
+        "VoxelGridSize": f"{e.autodecoder.resolution}³ × {1 + 3 + e.autodecoder.lbs_channels}",
+        "Learning Rate": _scientific(e.reconstruction.learning_rate),
+    }
+    diffusion = {
+        "z-shape": f"{r}³ × {c}",
+        "Sampler": e.sampler.name,
+        "Channels": e.unet.channels,
+        "Depth": e.unet.depth,
+        "Channel Multiplier": _list(e.unet.channel_mult),
+        "SA-resolutions": _list(e.unet.attention_resolutions),
+        "Learning Rate": _scientific(e.diffusion.learning_rate),
+        "Conditioning": "None/CA" if text else "None",
+        "CA-resolutions": _list(text.unet.cross_attention_resolutions) if text else "-",
+        "Embedding Dimension": text.unet.context_dim if text else "-",
+        "Transformers Depth": text.unet.transformer_depth if text else "-",
+    }
+    parts = {"3D AutoDecoder": autodecoder, "Latent 3D Diffusion Model": diffusion}
+    return {(part, row): str(cell) for part, rows in parts.items() for row, cell in rows.items()}
+
+
+def _list(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def _scientific(value: float) -> str:
+    """0.0005 -> '5e-4'."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def experiment(profile: str, data: str) -> Experiment:
@@ -173,14 +232,5 @@ def experiment(profile: str, data: str) -> Experiment:
         return PAPER[data]
     departures = DEPARTURES.get((profile, data), {})
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
-    return Experiment(
-        profile,
-        DataConfig(data, **settings["data"]),
-        AutodecoderConfig(**settings["autodecoder"]),
-        ReconstructionConfig(**settings["reconstruction"]),
-        UNetConfig(**settings["unet"]),
-        DiffusionTrainingConfig(**settings["diffusion"]),
-        SamplerConfig(**settings["sampler"]),
-        EvaluationConfig(**settings["evaluation"]),
-        weights_precision="float16",
-    )
+    settings["data"] = DataConfig(data, **settings["data"])
+    return PAPER["photoshape_chairs"].replace(profile=profile, weights_precision="float16", **settings)

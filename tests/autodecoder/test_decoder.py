@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vader.autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d, upsample
+from vader.autodecoder.decoder import Decoder, SameBlock, SelfAttention, UpBlock, UpConv3d, upsample
 from vader.config import AutodecoderConfig
 from vader.profiles import PAPER
 
@@ -77,6 +77,46 @@ def test_the_latent_follows_the_attention_of_its_resolution():
 def test_both_readings_of_depth(counts_up_block, expected):
     decoder = Decoder(dataclasses.replace(SMALL, depth_counts_up_block=counts_up_block, attention_resolutions=()))
     assert {len(stage) for stage in decoder.stages} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("resolution", "depth", "embedding_dim", "tap", "lbs", "attention"),
+    [
+        (64, 1, 64, 4, 0, ()),
+        (64, 2, 256, 8, 10, (8,)),
+        (64, 3, 512, 16, 0, (16,)),
+        (64, 4, 1024, 8, 0, (8, 16)),
+        (128, 1, 1024, 16, 10, (8, 16)),
+        (128, 2, 64, 4, 0, (16,)),
+    ],
+)
+def test_every_size_of_the_ablations_is_a_configuration(resolution, depth, embedding_dim, tap, lbs, attention):
+    config = AutodecoderConfig(
+        embedding_dim=embedding_dim, max_channels=32, resolution=resolution, depth=depth, lbs_channels=lbs,
+        attention_resolutions=attention, latent_resolution=tap,
+    )  # fmt: skip
+    decoder = Decoder(config).eval()
+    for r, stage in zip(config.stage_resolutions, decoder.stages, strict=True):
+        kinds = [UpBlock] + [SameBlock] * (depth - 1) + [SelfAttention] * (r in attention)
+        assert [type(block) for block in stage] == kinds
+    with torch.no_grad():
+        z = torch.randn(1, embedding_dim)
+        features = decoder.g1(z)
+        volume = decoder(z)
+        assert tuple(features.shape) == (1, 32 * 4 // tap, tap, tap, tap)
+        assert tuple(volume.shape) == (1, 1 + 3 + lbs, resolution, resolution, resolution)
+        assert torch.equal(decoder.g2(features), volume) and torch.isfinite(volume).all()
+
+
+@pytest.mark.parametrize("resolution", [8, 16])
+def test_attention_lets_far_cells_see_each_other(resolution):
+    attention = SelfAttention(2).eval()
+    x = torch.randn(1, 2, resolution, resolution, resolution)
+    changed = x.clone()
+    changed[..., 0, 0, 0] += 5
+    with torch.no_grad():
+        moved = (attention(changed) - attention(x)).abs().sum(1)[0]
+    assert moved[-1, -1, -1] > 0
 
 
 def test_outputs_are_a_density_a_colour_and_skinning_logits():

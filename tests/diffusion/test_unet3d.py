@@ -11,6 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
 from vader.config import ConfigError, UNetConfig
+from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.unet3d import (
     ContextTransformer,
     GroupNorm,
@@ -22,6 +23,7 @@ from vader.diffusion.unet3d import (
     downsample,
     upsample,
 )
+from vader.profiles import experiment
 
 SMALL = UNetConfig(channels=16, depth=1, channel_mult=(1, 2), channels_per_head=8, dropout=0.0)
 TEXT = UNetConfig(
@@ -259,6 +261,17 @@ def test_any_resolution_and_number_of_levels(resolution, mult):
     config = UNetConfig(channels=8, depth=1, channel_mult=mult, attention_resolutions=attention, channels_per_head=8)
     x = randn(1, 3, *3 * [resolution])
     assert UNet3D(config, 3, resolution)(x, torch.zeros(1)).shape == x.shape
+
+
+@pytest.mark.parametrize("tap", [4, 8, 16])
+def test_every_latent_tap_has_a_denoiser(tap):
+    """The ablation of Sec. 4.4: the resolutions of attention move with the latents, whose channels halve."""
+    config = experiment("smoke", "procedural_chairs").replace(
+        autodecoder=dict(resolution=32, latent_resolution=tap), unet=dict(attention_resolutions=(tap, tap // 2))
+    )
+    x = randn(1, *config.autodecoder.latent_shape)
+    assert x.shape[1:] == (128 // tap, tap, tap, tap)
+    assert build_denoiser(config)(x, torch.ones(1)).shape == x.shape
 
 
 def test_memory_layout_and_precision_change_rounding_only():

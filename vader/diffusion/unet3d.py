@@ -230,15 +230,8 @@ class UNet3D(nn.Module):
 
     def __init__(self, config: UNetConfig, in_channels: int, resolution: int) -> None:
         super().__init__()
-        levels = len(config.channel_mult)
-        require(
-            resolution % 2 ** (levels - 1) == 0,
-            f"resolution {resolution} cannot be halved {levels - 1} times, as channel_mult {config.channel_mult} asks",
-        )
-        resolutions = [resolution >> level for level in range(levels)]
-        for field in ("attention_resolutions", "cross_attention_resolutions"):
-            for r in getattr(config, field):
-                require(r in resolutions, f"{field} has {r}^3, which never occurs: this U-Net's are {resolutions}")
+        resolutions = config.resolutions(resolution)
+        levels = len(resolutions)
         self.config, self.in_channels, self.resolution = config, in_channels, resolution
 
         def block(c_in: int, c_out: int, r: int, resample=None, attention: bool | None = None) -> ResidualBlock:
