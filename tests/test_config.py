@@ -8,7 +8,7 @@ import pytest
 
 from vader.config import AutodecoderConfig, ConfigError, DataConfig, ReconstructionConfig, SamplerConfig, UNetConfig
 from vader.paper import TABLE5, TABLE5_COLUMNS
-from vader.profiles import DATA_NAMES, LAPTOP, PAPER, PAPER_TEXT, PROFILES, experiment, table5
+from vader.profiles import DATA_NAMES, LAPTOP, PAPER, PAPER_TEXT, PROFILES, differences, experiment, table5
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -54,6 +54,12 @@ def test_columns_are_frozen_and_small_profiles_are_the_chairs_column_with_change
     assert experiment("laptop", "procedural_chairs") == PAPER["photoshape_chairs"].replace(
         profile="laptop", weights_precision="float16", data=DataConfig("procedural_chairs"), **changes
     )
+
+
+def test_differences_name_settings_and_both_values():
+    base = PAPER["photoshape_chairs"]
+    assert differences(base, base) == {}
+    assert differences(base.replace(seed=3, unet=dict(depth=1)), base) == {"unet.depth": (1, 2), "seed": (3, 0)}
 
 
 def test_a_text_model_differs_in_its_cross_attention_only():

@@ -6,6 +6,7 @@ settings that made it.
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .config import (
@@ -206,6 +207,19 @@ def table5(name: str) -> dict[tuple[str, str], str]:
     }
     parts = {"3D AutoDecoder": autodecoder, "Latent 3D Diffusion Model": diffusion}
     return {(part, row): str(cell) for part, rows in parts.items() for row, cell in rows.items()}
+
+
+def differences(experiment: Experiment, base: Experiment) -> dict[str, tuple[Any, Any]]:
+    """{'unet.channels': (value, that of `base`)} for every setting in which an experiment differs from another."""
+    found = {}
+    for part in fields(experiment):
+        ours, theirs = getattr(experiment, part.name), getattr(base, part.name)
+        if not is_dataclass(ours):
+            pairs = {part.name: (ours, theirs)}
+        else:
+            pairs = {f"{part.name}.{f.name}": (getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(ours)}
+        found |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return found
 
 
 def _list(values: tuple[int, ...]) -> str:

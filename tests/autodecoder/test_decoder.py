@@ -100,12 +100,11 @@ def test_every_size_of_the_ablations_is_a_configuration(resolution, depth, embed
         kinds = [UpBlock] + [SameBlock] * (depth - 1) + [SelfAttention] * (r in attention)
         assert [type(block) for block in stage] == kinds
     with torch.no_grad():
-        z = torch.randn(1, embedding_dim)
-        features = decoder.g1(z)
-        volume = decoder(z)
+        features = decoder.g1(torch.randn(1, embedding_dim))
+        volume = decoder.g2(features)
         assert tuple(features.shape) == (1, 32 * 4 // tap, tap, tap, tap)
         assert tuple(volume.shape) == (1, 1 + 3 + lbs, resolution, resolution, resolution)
-        assert torch.equal(decoder.g2(features), volume) and torch.isfinite(volume).all()
+        assert torch.isfinite(volume).all() and volume.std() > 0
 
 
 @pytest.mark.parametrize("resolution", [8, 16])
