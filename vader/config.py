@@ -35,6 +35,9 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+WORD_BITS = 32  # w of Eq. 10
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What the images show and how they were taken. Camera distances are in units of the cube [-1, 1]^3."""
@@ -70,8 +73,13 @@ class AutodecoderConfig:
     density_scale: float = 1.0  # sigma = density_scale * activation(raw), per unit length
     density_bias: float = 0.0  # initial bias of the raw density
     colour_activation: Literal["none", "sigmoid"] = "none"
+    hash_rows: int = later(0)  # 2^r rows in each codebook of the hash embedding (B.3); 0: a dense table
+    hash_codebooks: int = later(256)  # pieces that a hashed embedding is made of
+    hash_multipliers: Literal["corrected", "literal"] = later("corrected")  # a_i of Eq. 10; literal: Eq. 11
+    sparse_embedding: bool = later(False)  # gradients of looked-up rows only, and Adam's moments for them only
 
     def __post_init__(self) -> None:
+        self._check_hash()
         resolutions = self.stage_resolutions
         require(
             bool(resolutions) and resolutions[-1] == self.resolution,
@@ -90,6 +98,30 @@ class AutodecoderConfig:
         require(
             self.max_channels % 2 ** len(resolutions) == 0,
             f"max_channels {self.max_channels} cannot be halved {len(resolutions)} times",
+        )
+
+    def _check_hash(self) -> None:
+        rows, codebooks, kinds = self.hash_rows, self.hash_codebooks, ["corrected", "literal"]
+        kind = self.hash_multipliers
+        require(kind in kinds, f"hash_multipliers is {kind!r}{nearest(kind, kinds)}, expected one of {kinds}")
+        if rows == 0:
+            require(
+                (codebooks, kind) == (256, "corrected"),
+                f"hash_codebooks {codebooks} and hash_multipliers {kind!r} are of no use without hash_rows",
+            )
+            return
+        require(
+            2 <= rows <= 2**WORD_BITS and rows & (rows - 1) == 0,
+            f"hash_rows is {rows}, expected a power of two from 2 to 2^{WORD_BITS}",
+        )
+        require(
+            codebooks >= 1 and self.embedding_dim % codebooks == 0,
+            f"embedding_dim {self.embedding_dim} does not divide into hash_codebooks {codebooks}",
+        )
+        most = 2 ** (WORD_BITS // 2 - 1)  # beyond, 2^31 + 2 i^2 + 1 is no longer below 2^32
+        require(
+            kind == "corrected" or codebooks <= most,
+            f"hash_codebooks is {codebooks}, expected at most {most}, since Eq. 11 has no multipliers beyond",
         )
 
     @property

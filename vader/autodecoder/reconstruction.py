@@ -17,7 +17,7 @@ from ..runs import Run
 from ..storage import load_weights, save_weights
 from ..weights import vgg_features, vgg_relu_indices
 from .decoder import Decoder
-from .embedding import DenseEmbedding
+from .embedding import make_embedding
 from .losses import PyramidalPerceptualLoss, foreground_loss, pyramid_l1
 
 
@@ -26,12 +26,44 @@ class Autodecoder(nn.Module):
 
     def __init__(self, config: Experiment, num_objects: int):
         super().__init__()
-        self.embedding = DenseEmbedding(num_objects, config.autodecoder.embedding_dim)
+        self.embedding = make_embedding(config.autodecoder, num_objects)
         self.decoder = Decoder(config.autodecoder)
 
     def forward(self, objects: Tensor, density_noise: float = 0.0) -> Tensor:
         """Object indices (b,) -> volumes (b, 1 + 3 (+ lbs), S, S, S)."""
         return self.decoder(self.embedding(objects), density_noise)
+
+
+class JointOptimizer:
+    """Several optimisers as one, as far as `training.fit` is concerned.
+
+    Adam for the decoder and SparseAdam for a table with sparse gradients: a step then touches the rows that were
+    looked up, and the moments of the others do not decay, which makes it another optimiser than Adam. It pays where
+    the table is much larger than the rows of a step: a dense gradient of 300,000 embeddings of 1024 is 1.2 GB.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        states = [part.state_dict() for part in self.parts]
+        return {"parts": states, "param_groups": [group for state in states for group in state["param_groups"]]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
 
 
 class Reconstruction:
@@ -66,14 +98,17 @@ class Reconstruction:
             layers = vgg_relu_indices(settings.perceptual_network)
             precision = getattr(torch, settings.precision)
             self.perceptual = PyramidalPerceptualLoss(features, layers, settings.pyramid_scales, precision).to(device)
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": self.model.decoder.parameters(), "lr": settings.learning_rate},
-                {"params": self.model.embedding.parameters(), "lr": settings.embedding_learning_rate},
-            ],
-            betas=settings.betas,
-            fused=True,
-        )
+        decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
+        groups = [
+            {"params": list(decoder), "lr": settings.learning_rate},
+            {"params": list(table), "lr": settings.embedding_learning_rate},
+        ]
+        self.optimizer: torch.optim.Optimizer | JointOptimizer
+        if config.autodecoder.sparse_embedding:
+            adam = torch.optim.Adam(groups[:1], betas=settings.betas, fused=True)
+            self.optimizer = JointOptimizer(adam, torch.optim.SparseAdam(groups[1:], betas=settings.betas))
+        else:
+            self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Objects (b,) and the views (b, v) of each, without repetition, from the current random stream."""
