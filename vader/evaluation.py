@@ -6,6 +6,7 @@ training object; PSNR and LPIPS compare reconstructions with views that training
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,16 @@ def mean_over_objects(values: Tensor) -> Mean:
     return Mean(value, std, value - half, value + half, len(values))
 
 
-def heldout_reconstruction(models: Models) -> dict[str, Mean]:
-    """Reconstruction of every training object on its held-out views: 'psnr', 'psnr_foreground' (dB) and 'lpips'."""
+def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:
+    """Reconstruction of training objects (default: all) on their held-out views: 'psnr', 'psnr_foreground' (dB) and
+    'lpips'."""
     data, samples = models.data.split("train"), models.config.reconstruction.num_samples
     views = slice(data.train_views, data.train_views + data.heldout_views)
     perceptual = LPIPS("alex")
     scores: dict[str, list[Tensor]] = {"psnr": [], "psnr_foreground": [], "lpips": []}
-    for index, sequence in enumerate(tqdm(data, desc="held-out views", disable=None)):
+    chosen = range(len(data)) if objects is None else objects
+    for index in tqdm(chosen, desc="held-out views", disable=None):
+        sequence = data[index]
         volume = models.reconstruct([index])
         rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
         target, mask = sequence.colours(views), sequence.alphas(views)

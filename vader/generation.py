@@ -32,7 +32,7 @@ class Models:
 
     config: Experiment
     data: SequenceSet
-    runs: tuple[Run, Run]
+    runs: tuple[Run, ...]  # of stage 1 and, for sampling, of stage 2
     autodecoder: Autodecoder
     device: torch.device
 

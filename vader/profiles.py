@@ -18,6 +18,7 @@ from .config import (
     UNetConfig,
     nearest,
 )
+from .paper import TRAINING_OBJECTS
 
 # The small profiles are Table 5's Chairs column with these changes (`experiment`); all else is the paper's.
 # Settings by which they differ from the paper's text; README's ledger says why.
@@ -139,7 +140,6 @@ DEPARTURES = {
 
 def _paper(
     name: str,
-    objects: int,
     views: int,
     *,
     depth: int,
@@ -147,12 +147,16 @@ def _paper(
     foreground: float = 10.0,
     unet: dict[str, Any],
     lbs: int = 0,
+    hash_rows: int = 0,
 ) -> Experiment:
-    """A column of Table 5: what the columns share is the dataclasses' defaults. Objects and views are Sec. 4.1's."""
+    """A column of Table 5: what the columns share is the dataclasses' defaults.
+
+    Objects and views are Sec. 4.1's, hash_rows are those of B.3's last paragraph.
+    """
     return Experiment(
         "paper",
-        DataConfig(name, num_objects=objects, train_views=views, resolution=128),
-        AutodecoderConfig(depth=depth, resolution=resolution, lbs_channels=lbs),
+        DataConfig(name, num_objects=TRAINING_OBJECTS[name], train_views=views, resolution=128),
+        AutodecoderConfig(depth=depth, resolution=resolution, lbs_channels=lbs, hash_rows=hash_rows),
         ReconstructionConfig(foreground_weight=foreground),
         UNetConfig(**unet),
     )
@@ -160,11 +164,11 @@ def _paper(
 
 _LARGE = dict(channels=192, depth=3)
 PAPER = {
-    "abo_tables": _paper("abo_tables", 1_676, 91, depth=2, resolution=128, unet={}),
-    "photoshape_chairs": _paper("photoshape_chairs", 15_576, 200, depth=4, unet={}),
-    "celebv_text": _paper("celebv_text", 44_400, 373, depth=2, unet=_LARGE, lbs=10),
-    "mvimgnet": _paper("mvimgnet", 206_990, 30, depth=4, unet=_LARGE),
-    "objaverse": _paper("objaverse", 300_000, 6, depth=4, foreground=0.0, unet=_LARGE),
+    "abo_tables": _paper("abo_tables", 91, depth=2, resolution=128, unet={}, hash_rows=256),
+    "photoshape_chairs": _paper("photoshape_chairs", 200, depth=4, unet={}),
+    "celebv_text": _paper("celebv_text", 373, depth=2, unet=_LARGE, lbs=10, hash_rows=8_192),
+    "mvimgnet": _paper("mvimgnet", 30, depth=4, unet=_LARGE),
+    "objaverse": _paper("objaverse", 6, depth=4, foreground=0.0, unet=_LARGE, hash_rows=32_768),
 }
 # Where Table 5 has "None/CA", a second model is conditioned on text by cross-attention (CA); the rest is the same.
 PAPER_TEXT = {
@@ -230,6 +234,44 @@ def _scientific(value: float) -> str:
     """0.0005 -> '5e-4'."""
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+# Experiments of single studies, as changes to procedural chairs of a profile.
+STUDIES = {
+    # More objects than table rows, few small views of each. Embeddings are cut into 256 pieces as in B.3, since Eq. 11
+    # depends on their number; of one number each, where the paper has four, so that the runs' files stay small.
+    ("hashing", "smoke"): dict(
+        data=dict(num_objects=16, heldout_objects=1, train_views=6, heldout_views=2),
+        autodecoder=dict(embedding_dim=256, max_channels=16, hash_rows=4),
+        reconstruction=dict(images_seen=240, objects_per_step=8, views_per_object=1, num_samples=12),
+    ),
+    ("hashing", "laptop"): dict(
+        data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, resolution=32, supersampling=2),
+        autodecoder=dict(embedding_dim=256, max_channels=64, resolution=16, hash_rows=512),
+        reconstruction=dict(
+            images_seen=240_000,
+            objects_per_step=32,
+            views_per_object=2,
+            num_samples=24,
+            learning_rate=2e-3,
+            perceptual_network="none",
+            perceptual_images=1,
+            density_noise_images=120_000,
+        ),
+    ),
+}
+
+
+def study(name: str, profile: str) -> Experiment:
+    """The experiment of a study in a profile. Raises ConfigError naming the nearest known name."""
+    names = sorted({known for known, _ in STUDIES})
+    if name not in names:
+        raise ConfigError(f"study {name!r} is unknown{nearest(name, names)}; known: {', '.join(names)}")
+    profiles = [known for study_name, known in STUDIES if study_name == name]
+    if profile not in profiles:
+        hint = nearest(profile, profiles)
+        raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
+    return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
 
 
 def experiment(profile: str, data: str) -> Experiment:

@@ -1,0 +1,105 @@
+"""What the hash embedding (B.3) costs in quality and saves in storage, against a table with a row for every object.
+
+Its runs are trained by the notebook `hash_embedding`, or beforehand and in pieces, exit status 75 meaning "again":
+
+    python -m vader.studies.hashing --profile laptop --max-seconds 540
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..autodecoder.decoder import Decoder
+from ..autodecoder.embedding import make_embedding
+from ..autodecoder.reconstruction import load_autodecoder
+from ..config import AutodecoderConfig, Experiment, require
+from ..data import SequenceSet, prepare
+from ..evaluation import Mean, heldout_reconstruction
+from ..generation import Models
+from ..profiles import study
+from ..runs import Paused, Run
+from ..training import autodecoder_run, select_device
+
+SEEDS = 3  # trainings of each variant
+DENSE = dict(hash_rows=0, hash_codebooks=256, hash_multipliers="corrected")
+VARIANTS = ("dense", "literal", "corrected")  # literal: multipliers of Eq. 11
+
+
+def variants(config: Experiment) -> dict[str, Experiment]:
+    """The three experiments of the study, all else equal. Raises ConfigError for an experiment without a hash."""
+    require(config.autodecoder.hash_rows > 0, "hash_rows is 0: the study needs an experiment with a hash embedding")
+    settings = {"dense": DENSE} | {kind: dict(hash_multipliers=kind) for kind in VARIANTS[1:]}
+    return {name: config.replace(autodecoder=settings[name]) for name in VARIANTS}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained variant with its scores on held-out views, as `evaluation.heldout_reconstruction` gives them."""
+
+    models: Models
+    scores: dict[str, Mean]
+
+    @property
+    def run(self) -> Run:
+        return self.models.runs[0]
+
+
+def measure(config: Experiment, data: SequenceSet, objects: Sequence[int], device: str = "auto") -> Outcome:
+    """Stage 1 of an experiment, from the run store or trained now, scored on these training objects."""
+    run, place = autodecoder_run(config, data, device), select_device(device)
+    models = Models(config, data, (run,), load_autodecoder(run, config, place), place)
+    return Outcome(models, heldout_reconstruction(models, objects))
+
+
+def scored_objects(num_objects: int, count: int = 256) -> list[int]:
+    """Which objects are scored: `count` at random, always the same, so as to favour neither odd nor even ones."""
+    order = torch.randperm(num_objects, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:count].tolist())
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Parameters of a stage-1 model."""
+
+    embedding: int
+    decoder: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.decoder
+
+
+def storage(config: AutodecoderConfig, num_objects: int) -> Storage:
+    """Sizes counted on the built model, which takes no memory. Raises ConfigError as `make_embedding`."""
+    with torch.device("meta"):
+        parts = make_embedding(config, num_objects), Decoder(config)
+    return Storage(*(sum(p.numel() for p in part.parameters()) for part in parts))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train every variant with every seed."""
+    parser = argparse.ArgumentParser(prog="python -m vader.studies.hashing", description=main.__doc__)
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
+    options = parser.parse_args(arguments)
+    config = study("hashing", options.profile)
+    data = prepare(config.data)
+    for seed in range(options.seed, options.seed + SEEDS):
+        for variant in variants(config.replace(seed=seed)).values():
+            try:
+                print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
+            except Paused as pause:
+                print(pause, file=sys.stderr)
+                return 75
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
