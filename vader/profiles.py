@@ -14,6 +14,7 @@ from .config import (
     ConfigError,
     DataConfig,
     Experiment,
+    InversionConfig,
     ReconstructionConfig,
     UNetConfig,
     nearest,
@@ -272,6 +273,14 @@ def study(name: str, profile: str) -> Experiment:
         hint = nearest(profile, profiles)
         raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
     return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
+
+# New objects, fitted to their images; the decoder is tuned afterwards.
+INVERSION = {
+    "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
+    "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
+    "gpu": InversionConfig(steps=1000, tuning_steps=200),
+    "paper": InversionConfig(tuning_steps=500),
+}
 
 
 def experiment(profile: str, data: str) -> Experiment:

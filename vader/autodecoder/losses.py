@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import ReconstructionConfig
+from ..weights import vgg_features, vgg_relu_indices
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -81,3 +84,35 @@ def pyramid_l1(rendered: Tensor, target: Tensor, scales: tuple[float, ...]) -> T
 def foreground_loss(occupancy: Tensor, mask: Tensor) -> Tensor:
     """Eq. 2: mean |O - O_hat| over pixels; both (n, h, w) in [0, 1]."""
     return (occupancy - mask).abs().mean()
+
+
+def perceptual_loss(settings: ReconstructionConfig, device: torch.device) -> PyramidalPerceptualLoss | None:
+    """Eq. 1 with the network that the settings name, or None where they name none."""
+    network = settings.perceptual_network
+    if network == "none":
+        return None
+    precision = getattr(torch, settings.precision)
+    loss = PyramidalPerceptualLoss(vgg_features(network), vgg_relu_indices(network), settings.pyramid_scales, precision)
+    return loss.to(device)
+
+
+def image_losses(
+    settings: ReconstructionConfig,
+    perceptual: PyramidalPerceptualLoss | None,
+    colour: Tensor,
+    occupancy: Tensor,
+    target: Tensor,
+    mask: Tensor,
+) -> dict[str, Tensor]:
+    """The weighted terms that renderings are compared with images by: 'foreground', 'pixels', 'perceptual'.
+
+    colour, target: (n, h, w, 3), occupancy, mask: (n, h, w), all in [0, 1]. The perceptual term is that of
+    `perceptual_images` of them, drawn from the current random stream.
+    """
+    losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy, mask)}
+    if settings.pixel_weight:
+        losses["pixels"] = settings.pixel_weight * pyramid_l1(colour, target, settings.pyramid_scales)
+    if perceptual is not None:
+        chosen = torch.randperm(len(colour))[: settings.perceptual_images].to(colour.device)
+        losses["perceptual"] = settings.perceptual_weight * perceptual(colour[chosen], target[chosen])
+    return losses

@@ -15,10 +15,9 @@ from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays
 from ..runs import Run
 from ..storage import load_weights, save_weights
-from ..weights import vgg_features, vgg_relu_indices
 from .decoder import Decoder
 from .embedding import make_embedding
-from .losses import PyramidalPerceptualLoss, foreground_loss, pyramid_l1
+from .losses import image_losses, perceptual_loss
 
 
 class Autodecoder(nn.Module):
@@ -92,12 +91,7 @@ class Reconstruction:
 
         torch.manual_seed(config.seed)
         self.model = Autodecoder(config, len(objects)).to(device).to(memory_format=torch.channels_last_3d).train()
-        self.perceptual = None
-        if settings.perceptual_network != "none":
-            features = vgg_features(settings.perceptual_network)
-            layers = vgg_relu_indices(settings.perceptual_network)
-            precision = getattr(torch, settings.precision)
-            self.perceptual = PyramidalPerceptualLoss(features, layers, settings.pyramid_scales, precision).to(device)
+        self.perceptual = perceptual_loss(settings, device)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
             {"params": list(decoder), "lr": settings.learning_rate},
@@ -136,16 +130,8 @@ class Reconstruction:
             volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
         )
         colour, occupancy, _ = rendering.images(h, w)
-        losses = {
-            "foreground": settings.foreground_weight * foreground_loss(occupancy.flatten(0, 1), mask.flatten(0, 1))
-        }
-        if settings.pixel_weight:
-            l1 = pyramid_l1(colour.flatten(0, 1), target.flatten(0, 1), settings.pyramid_scales)
-            losses["pixels"] = settings.pixel_weight * l1
-        if self.perceptual is not None:
-            chosen = torch.randperm(b * v)[: settings.perceptual_images].to(self.device)
-            distance = self.perceptual(colour.flatten(0, 1)[chosen], target.flatten(0, 1)[chosen])
-            losses["perceptual"] = settings.perceptual_weight * distance
+        images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
+        losses = image_losses(settings, self.perceptual, *images)
         loss = sum(losses.values())
         loss.backward()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
