@@ -82,3 +82,17 @@ def neighbour_grid(samples: Tensor, neighbours: Tensor, title: str) -> Figure:
     axis.imshow(torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0).numpy(), interpolation="nearest")
     axis.axis("off")
     return figure
+
+
+def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
+    """Rows of images under each other, each with its name on the left: {name: (n, h, w, 3) in [0, 1]}."""
+    from matplotlib.figure import Figure
+
+    widest = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(0.9 * widest + 1.6, 0.9 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axis, (name, images) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True):
+        axis.imshow(torch.cat(list(images.detach().cpu().clamp(0, 1)), dim=1).numpy(), interpolation="nearest")
+        axis.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+        axis.set(xticks=[], yticks=[])
+    return figure

@@ -42,7 +42,7 @@ class Denoising:
         self.per_step = settings.batch_size
         self.total = -(-settings.latents_seen // self.per_step) * self.per_step
         self.warmup = settings.warmup_latents
-        features = extract_latents(load_autodecoder(autodecoder_run, config, device))
+        features = self.features(autodecoder_run)
         self.statistics = RobustStatistics.fit(
             features, settings.normalization, settings.sigma_data, settings.per_channel
         )
@@ -54,6 +54,10 @@ class Denoising:
         self.optimizer = torch.optim.Adam(
             self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
         )
+
+    def features(self, autodecoder_run: Run) -> Tensor:
+        """What is normalised and learned, (n, c, r, r, r)."""
+        return extract_latents(load_autodecoder(autodecoder_run, self.config, self.device))
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings = self.settings

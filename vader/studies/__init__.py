@@ -1,1 +1,1 @@
-"""Experiments on one part of the method each: what they train, measure and compare, as functions for notebooks."""
+"""Experiments about single decisions of the paper, each on top of trained runs."""
