@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from .autodecoder.reconstruction import Autodecoder, load_autodecoder
 from .baselines.direct_latent_sampling import Prior, sample_embeddings
-from .config import Experiment
+from .config import Experiment, require
 from .data import SequenceSet
 from .diffusion.denoising import load_denoiser
 from .diffusion.sampling import for_inference, object_generators, sample_objects
+from .diffusion.text import check_width, encode
 from .rendering.cameras import Cameras, sample_orbit
 from .rendering.volume import render_views
 from .runs import Run
@@ -41,16 +42,24 @@ class Models:
         """Volumes (n, 4, S, S, S) of training objects, from their learned embeddings."""
         return self.autodecoder(torch.as_tensor(objects, device=self.device))
 
-    def ours(self) -> System:
-        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3)."""
-        denoiser, statistics = load_denoiser(self.runs[1], self.config, self.device)
+    def ours(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
+        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3).
+
+        captions: of a conditional model; sample i is of captions[i % len(captions)]. guidance: the weight s of
+        u + s (c - u), by default the experiment's; 0 samples without the captions. Raises ConfigError where captions
+        are missing or not wanted, and for a guidance other than 1 of an unconditional model.
+        """
+        config = self.config if guidance is None else self.config.replace(sampler=dict(guidance=guidance))
+        contexts = _contexts(config, captions)
+        denoiser, statistics = load_denoiser(self.runs[1], config, self.device)
         dtype = getattr(torch, self.config.diffusion.precision)
         denoise = for_inference(denoiser, self.device, dtype)
         shape = self.config.autodecoder.latent_shape
 
         @torch.no_grad()
         def system(indices: Sequence[int], seed: int) -> Tensor:
-            latents = sample_objects(denoise, self.config.sampler, indices, shape, seed, device=self.device)
+            rows = None if contexts is None else contexts[[index % len(contexts) for index in indices]]
+            latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device)
             return self.autodecoder.decoder.g2(statistics.denormalize(latents.float()))
 
         return system
@@ -72,6 +81,20 @@ def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> 
     first = autodecoder_run(config, data, device)
     chosen = select_device(device)
     return Models(config, data, (first, second), load_autodecoder(first, config, chosen), chosen)
+
+
+def _contexts(config: Experiment, captions: Sequence[str] | None) -> Tensor | None:
+    """Contexts (n, l, k) of prompts, rounded as the stored ones are; None for an unconditional model."""
+    if not config.conditional:
+        require(captions is None, "captions are given, but the model is unconditional (context_dim 0)")
+        return None
+    require(
+        captions is not None and not isinstance(captions, str) and len(captions) > 0,
+        f"the model is conditional on text, but captions are {captions!r}, expected a list of texts",
+    )
+    contexts = encode(captions, config.text).half().float()
+    check_width(contexts, config.unet.context_dim, config.text)
+    return contexts
 
 
 def random_views(config: Experiment, index: int, views: int, seed: int) -> Cameras:

@@ -10,12 +10,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .config import (
+    PACKAGED_ENCODER,
     AutodecoderConfig,
     ConfigError,
     DataConfig,
     Experiment,
     InversionConfig,
     ReconstructionConfig,
+    TextConfig,
     UNetConfig,
     nearest,
 )
@@ -125,6 +127,13 @@ GPU = dict(
 )
 
 PROFILES = {"smoke": SMOKE, "laptop": LAPTOP, "gpu": GPU}
+# Text-conditional generation: a data set's captions, read by the encoder that needs no hub. A caption names a
+# combination of attributes that training never saw, so there are many objects of few views each.
+TEXT = {  # name of the experiment -> data set
+    "procedural_chairs_text": "procedural_chairs",
+}
+TEXT_CONFIG = TextConfig(PACKAGED_ENCODER)
+TEXT_UNET = dict(cross_attention_resolutions=(8, 4), context_dim=TEXT_CONFIG.width)
 DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "furniture_tables")
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
@@ -136,6 +145,13 @@ DEPARTURES = {
         data=dict(num_objects=39), reconstruction=dict(images_seen=48_000), diffusion=dict(latents_seen=128_000)
     ),
     ("gpu", "furniture_tables"): dict(data=dict(num_objects=312)),
+    ("laptop", "procedural_chairs_text"): dict(
+        data=dict(num_objects=512, heldout_objects=64, train_views=12, heldout_views=2),
+        reconstruction=dict(images_seen=96_000),
+        diffusion=dict(latents_seen=96_000),
+        evaluation=dict(num_samples=64),
+    ),
+    ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
 }
 
 
@@ -288,7 +304,7 @@ def experiment(profile: str, data: str) -> Experiment:
     profiles = [*PROFILES, "paper"]
     if profile not in profiles:
         raise ConfigError(f"profile {profile!r} is unknown{nearest(profile, profiles)}; known: {', '.join(profiles)}")
-    names = list(PAPER) if profile == "paper" else list(DATA_NAMES)
+    names = list(PAPER) if profile == "paper" else [*DATA_NAMES, *TEXT]
     if data not in names:
         raise ConfigError(
             f"data set {data!r} is unknown in profile {profile!r}{nearest(data, names)}; known: {', '.join(names)}"
@@ -297,5 +313,7 @@ def experiment(profile: str, data: str) -> Experiment:
         return PAPER[data]
     departures = DEPARTURES.get((profile, data), {})
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
-    settings["data"] = DataConfig(data, **settings["data"])
+    settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
+    if data in TEXT:
+        settings |= dict(unet=settings["unet"] | TEXT_UNET, text=TEXT_CONFIG)
     return PAPER["photoshape_chairs"].replace(profile=profile, weights_precision="float16", **settings)

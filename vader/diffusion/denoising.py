@@ -1,4 +1,4 @@
-"""Stage-2 training (Sec. 3.3, B.2): EDM on the robustly normalised latents of a frozen G1."""
+"""Stage-2 training (Sec. 3.3, B.2): EDM on the robustly normalised latents of a frozen G1, with captions or without."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..config import Experiment
+from ..config import Experiment, require
 from ..runs import Run
-from ..storage import load_weights, read_weights, save_weights
-from .edm import Denoiser, edm_loss
+from ..storage import load_weights, plain, read_weights, save_weights
+from .edm import Denoiser, drop_condition, edm_loss
 from .ema import EMA
 from .normalization import RobustStatistics
+from .text import check_width
 from .unet3d import UNet3D
 
 
@@ -32,12 +33,20 @@ def build_denoiser(config: Experiment) -> Denoiser:
 
 
 class Denoising:
-    """The stage-2 task of `training.fit`: one step denoises `batch_size` latents, drawn with replacement."""
+    """The stage-2 task of `training.fit`: one step denoises `batch_size` latents, drawn with replacement.
+
+    contexts: those of the training objects' captions, (n, l, k), for a conditional denoiser; a share
+    `condition_dropout` of a step's objects gets the null condition (zeros) instead. Raises ConfigError where contexts
+    are missing, not wanted, or of another encoder or token length.
+    """
 
     name = "diffusion"
 
-    def __init__(self, config: Experiment, autodecoder_run: Run, device: torch.device):
+    def __init__(
+        self, config: Experiment, autodecoder_run: Run, device: torch.device, contexts: Tensor | None = None
+    ) -> None:
         settings = self.settings = config.diffusion
+        _check_contexts(config, contexts)
         self.config, self.device, self.seed = config, device, config.seed
         self.per_step = settings.batch_size
         self.total = -(-settings.latents_seen // self.per_step) * self.per_step
@@ -47,6 +56,12 @@ class Denoising:
             features, settings.normalization, settings.sigma_data, settings.per_channel
         )
         latents = self.statistics.normalize(features)
+        require(
+            contexts is None or len(contexts) == len(latents),
+            f"contexts are of {0 if contexts is None else len(contexts)} objects, expected one for each of the "
+            f"{len(latents)} training objects",
+        )
+        self.contexts = None if contexts is None else contexts.to(device)
         self.latents = latents.to(device).contiguous(memory_format=torch.channels_last_3d)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(config).to(device).to(memory_format=torch.channels_last_3d).train()
@@ -64,8 +79,12 @@ class Denoising:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         chosen = torch.randint(len(self.latents), (settings.batch_size,), generator=generator)
         x = self.latents[chosen.to(self.device)]
+        context = None
+        if self.contexts is not None:
+            context = self.contexts[chosen.to(self.device)].float()
+            context = drop_condition(context, settings.condition_dropout, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = edm_loss(self.denoiser, x, generator, settings.p_mean, settings.p_std).mean()
+            loss = edm_loss(self.denoiser, x, generator, settings.p_mean, settings.p_std, context).mean()
         loss.backward()
         return {"loss": loss.detach()}
 
@@ -85,6 +104,8 @@ class Denoising:
 
     def save(self, work: Path) -> None:
         metadata = {"unet": self.config.unet, "latent_shape": self.config.autodecoder.latent_shape}
+        if self.config.conditional:
+            metadata["text"] = self.config.text
         save_weights(
             work / "denoiser.safetensors", self.ema.module, metadata, getattr(torch, self.config.weights_precision)
         )
@@ -94,9 +115,23 @@ class Denoising:
 def load_denoiser(
     run: Run, config: Experiment, device: torch.device | str = "cpu"
 ) -> tuple[Denoiser, RobustStatistics]:
-    """The EMA denoiser of a stage-2 run, in evaluation mode, and the statistics its latents were normalised with."""
+    """The EMA denoiser of a stage-2 run, in evaluation mode, and the statistics its latents were normalised with.
+
+    Raises ConfigError where it was trained on captions in another encoding than `config.text`.
+    """
     denoiser = build_denoiser(config)
-    load_weights(run.weights("denoiser"), denoiser)
+    file = run.weights("denoiser")
+    found = load_weights(file, denoiser).get("text")
+    expected = plain(config.text) if config.conditional else None
+    require(found == expected, f"{file}: was trained on captions encoded as {found}, expected {expected}")
     tensors, _ = read_weights(run.weights("statistics"))
     denoiser = denoiser.to(device).to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
     return denoiser, RobustStatistics.from_tensors(tensors)
+
+
+def _check_contexts(config: Experiment, contexts: Tensor | None) -> None:
+    width = config.unet.context_dim
+    require(contexts is not None or width == 0, f"the denoiser takes contexts (context_dim {width}), but got none")
+    require(contexts is None or width > 0, "the denoiser is unconditional (context_dim 0), but contexts are given")
+    if contexts is not None:
+        check_width(contexts, width, config.text)
