@@ -352,6 +352,7 @@ class Experiment:
     text: TextConfig = later(TextConfig())  # of conditional runs, that is, where unet.context_dim > 0
 
     def __post_init__(self) -> None:
+        self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
         require(
             self.conditional or self.sampler.guidance == 1,
             f"guidance is {self.sampler.guidance}, but the model is unconditional (context_dim 0), expected 1",
@@ -366,9 +367,6 @@ class Experiment:
     def conditional(self) -> bool:
         """Whether the denoiser is given a caption."""
         return self.unet.context_dim > 0
-
-    def __post_init__(self) -> None:
-        self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
 
     def replace(self, **changes: Any) -> Experiment:
         """A copy with fields replaced; nested ones as `unet=dict(channels=64)`."""
