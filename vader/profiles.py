@@ -290,6 +290,7 @@ def study(name: str, profile: str) -> Experiment:
         raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
     return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
 
+
 # New objects, fitted to their images; the decoder is tuned afterwards.
 INVERSION = {
     "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
