@@ -150,12 +150,11 @@ def framework(autodecoder: Autodecoder, denoiser: Denoiser, title: str, picture:
     axis.set_aspect("equal")
     axis.axis("off")
 
-    library = autodecoder.embedding.all()
+    library = autodecoder.embedding
     for i in range(5):
         _box(axis, -0.55 + 0.07 * i, 0.35 - 0.17 * i, 1.1, 0.14, "0.85")
-    axis.text(
-        0.1, -0.75, f"library of embeddings\n{len(library)} × {library.shape[1]}", ha="center", va="top", fontsize=7
-    )
+    size = f"{library.num_objects} × {library.dim}"
+    axis.text(0.1, -0.75, f"library of embeddings\n{size}", ha="center", va="top", fontsize=7)
     x = 0.9
     for stage in first:
         x = _arrow(axis, x, 0, stage)

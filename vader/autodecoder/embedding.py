@@ -28,6 +28,7 @@ class DenseEmbedding(nn.Module):
 
     def __init__(self, num_objects: int, dim: int, sparse: bool = False):
         super().__init__()
+        self.num_objects, self.dim = num_objects, dim
         self.table = nn.Embedding(num_objects, dim, sparse=sparse)
 
     def forward(self, objects: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class HashEmbedding(nn.Module):
             f"hash_codebooks {codebooks} of hash_rows {rows} make {rows**codebooks} codes, fewer than {num_objects} "
             "objects",
         )
-        self.num_objects, self.rows = num_objects, rows
+        self.num_objects, self.dim, self.rows = num_objects, config.embedding_dim, rows
         piece = config.embedding_dim // codebooks
         self.table = nn.Embedding(codebooks * rows, piece, sparse=config.sparse_embedding)
         self.register_buffer("multipliers", multipliers(config.hash_multipliers, codebooks), persistent=False)
