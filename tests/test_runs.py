@@ -17,7 +17,7 @@ from torch import nn
 from vader import runs
 from vader.config import AutodecoderConfig
 from vader.runs import Record, RunError
-from vader.storage import read_json, write_json
+from vader.storage import plain, read_json, write_json
 
 SETTINGS = {"stage": "autodecoder", "network": AutodecoderConfig(), "seed": 0}
 
@@ -44,9 +44,9 @@ def never(work: Path) -> None:
 
 def test_every_setting_is_in_the_digest():
     base = runs.digest(SETTINGS)
-    network = dataclasses.asdict(AutodecoderConfig())
+    network = plain(AutodecoderConfig())
     assert runs.digest({**SETTINGS, "network": network}) == base
-    for name, value in network.items():
+    for name, value in dataclasses.asdict(AutodecoderConfig()).items():
         assert runs.digest({**SETTINGS, "network": {**network, name: [value]}}) != base, name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
@@ -291,12 +292,18 @@ class DistributedScene(torch.nn.Module):
 def gradient_of_rank(rank: int, store: Path) -> torch.Tensor:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        module = DistributedScene()
-        parallel = torch.nn.parallel.DistributedDataParallel(module)
-        parallel(rank).backward()
-        return module.volume.grad
+        return averaged_gradient(rank)
     finally:
+        gc.collect()  # a wrapped module that outlives its group can abort the process at its end
         torch.distributed.destroy_process_group()
+
+
+def averaged_gradient(rank: int) -> torch.Tensor:
+    module = DistributedScene()
+    parallel = torch.nn.parallel.DistributedDataParallel(module)
+    parallel(rank).backward()
+    torch.distributed.barrier()
+    return module.volume.grad
 
 
 @needs_numba
