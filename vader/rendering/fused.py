@@ -140,7 +140,9 @@ def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, g
 
 def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
     """Kernel gradient (b, d, h, w, 4) as that of volume (b, c, d, h, w): 0 for channels that are not rendered."""
-    return F.pad(grad, (0, volume.shape[1] - 4)).movedim(-1, 1).to(volume.dtype)
+    if volume.shape[1] > 4:  # padding by nothing would copy
+        grad = F.pad(grad, (0, volume.shape[1] - 4))
+    return grad.movedim(-1, 1).to(volume.dtype)
 
 
 @render_forward.register_fake
