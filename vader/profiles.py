@@ -91,8 +91,8 @@ LAPTOP = dict(
         p_std=1.3,
         precision="bfloat16",
     ),
-    # Below a noise level of 0.5 a network this small hardly beats a linear filter, so sampling ends with its estimate
-    # there; fresh noise on the way (the most that EDM allows) lets it correct its errors.
+    # At low noise a network this small is little better than a linear filter, so sampling ends with its estimate at
+    # 0.5; fresh noise on the way (the most that EDM allows) lets it correct its errors.
     sampler=dict(num_steps=36, sigma_min=0.5, s_churn=15.0),
     evaluation=dict(num_samples=100, features="efficientnet-lite0", kid_subset_size=100),
 )
