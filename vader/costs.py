@@ -17,10 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from .autodecoder.reconstruction import Autodecoder
-from .config import AutodecoderConfig, Experiment, UNetConfig
+from .config import AutodecoderConfig, Experiment, TextConfig, UNetConfig
 from .diffusion.unet3d import UNet3D
-
-TOKENS = 32  # length of a text condition (C.2)
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def decoder_stages(decoder: Decoder) -> list[Stage]:
     ]
 
 
-def denoiser_stages(network: UNet3D, tokens: int = TOKENS) -> list[Stage]:
+def denoiser_stages(network: UNet3D, tokens: int = TextConfig.tokens) -> list[Stage]:
     """Input, encoder and decoder levels, centre and output of a U-Net, conditional ones with so many tokens."""
     network = _on_meta(network)
     c, r, width = network.in_channels, network.resolution, network.config.context_dim

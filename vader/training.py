@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import runs
+from . import costs, runs
 from .autodecoder.reconstruction import Reconstruction
 from .config import Experiment
 from .data import SequenceSet, prepare
@@ -265,21 +265,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def plan(config: Experiment) -> str:
     """Parameters and steps of both stages, in words."""
-    from .autodecoder.reconstruction import Autodecoder
-    from .diffusion.unet3d import UNet3D
-
-    with torch.device("meta"):
-        stage1 = Autodecoder(config, config.data.num_objects)
-        unet = UNet3D(config.unet, config.autodecoder.latent_shape[0], config.autodecoder.latent_resolution)
-    sizes = [sum(p.numel() for p in module.parameters()) for module in (stage1.decoder, stage1.embedding, unet)]
+    size = costs.parameters(config)
     first, second = config.reconstruction, config.diffusion
     images = first.objects_per_step * first.views_per_object
     return "\n".join(
         [
             f"{config.data.name}, profile {config.profile}, seed {config.seed}; runs are kept in {runs.runs_dir()}",
-            f"stage 1: decoder {sizes[0]:,} + embeddings {sizes[1]:,} parameters, "
+            f"stage 1: decoder {size['G1'] + size['G2']:,} + embeddings {size['embedding']:,} parameters, "
             f"{first.images_seen:,} images in {-(-first.images_seen // images):,} steps of {images}",
-            f"stage 2: U-Net {sizes[2]:,} parameters, "
+            f"stage 2: U-Net {size['denoiser']:,} parameters, "
             f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps "
             f"of {second.batch_size}",
         ]

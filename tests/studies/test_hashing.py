@@ -33,8 +33,8 @@ def test_the_laptop_study_has_2000_objects_for_512_rows():
 
 def test_storage_of_the_papers_largest_model():
     """Parameters by hand: 300,000 or 32,768 embeddings of 1024, and the decoder's 55.26 M."""
-    hashed = storage(PAPER["objaverse"].autodecoder, TRAINING_OBJECTS["objaverse"])
-    dense = storage(variants(PAPER["objaverse"])["dense"].autodecoder, TRAINING_OBJECTS["objaverse"])
+    hashed = storage(PAPER["objaverse"], TRAINING_OBJECTS["objaverse"])
+    dense = storage(variants(PAPER["objaverse"])["dense"], TRAINING_OBJECTS["objaverse"])
     assert (dense.embedding, hashed.embedding) == (300_000 * 1024, 32_768 * 1024)
     assert dense.decoder == hashed.decoder == pytest.approx(55.26e6, rel=1e-3)
     assert 1 - hashed.total / dense.total == pytest.approx(0.755, abs=1e-3)

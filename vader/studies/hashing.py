@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..autodecoder.decoder import Decoder
-from ..autodecoder.embedding import make_embedding
+from .. import costs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import AutodecoderConfig, Experiment, require
+from ..config import Experiment, require
 from ..data import SequenceSet, prepare
 from ..evaluation import Mean, heldout_reconstruction
 from ..generation import Models
@@ -74,11 +73,10 @@ class Storage:
         return self.embedding + self.decoder
 
 
-def storage(config: AutodecoderConfig, num_objects: int) -> Storage:
-    """Sizes counted on the built model, which takes no memory. Raises ConfigError as `make_embedding`."""
-    with torch.device("meta"):
-        parts = make_embedding(config, num_objects), Decoder(config)
-    return Storage(*(sum(p.numel() for p in part.parameters()) for part in parts))
+def storage(config: Experiment, num_objects: int) -> Storage:
+    """Sizes of an experiment's stage 1 for so many objects, counted on the model it builds, which takes no memory."""
+    size = costs.parameters(config.replace(data=dict(num_objects=num_objects)))
+    return Storage(size["embedding"], size["G1"] + size["G2"])
 
 
 def main(arguments: list[str] | None = None) -> int:
