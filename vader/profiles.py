@@ -266,14 +266,14 @@ STUDIES = {
         data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, resolution=32, supersampling=2),
         autodecoder=dict(embedding_dim=256, max_channels=64, resolution=16, hash_rows=512),
         reconstruction=dict(
-            images_seen=240_000,
+            images_seen=144_000,
             objects_per_step=32,
             views_per_object=2,
             num_samples=24,
             learning_rate=2e-3,
             perceptual_network="none",
             perceptual_images=1,
-            density_noise_images=120_000,
+            density_noise_images=72_000,
         ),
     ),
 }
