@@ -28,7 +28,8 @@ def per_object(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a network F (Eq. 7 and Tab. 1 of EDM).
 
-    The network may have any precision; x keeps its own.
+    The network may have any precision; x keeps its own. Its output has to be a tensor of its own: without gradients
+    that memory is used on.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
@@ -46,10 +47,12 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, context: Tensor | None = None) -> Tensor:
         """The estimate of x0, shaped like x. sigma is (b,) and positive."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        output = self.network((per_object(c_in, x) * x).float(), c_noise.float(), context).to(x.dtype)
+        scaled = per_object(c_in, x) * x
+        output = self.network(scaled.float(), c_noise.float(), context).to(x.dtype)
+        c_skip, c_out = per_object(c_skip, x), per_object(c_out, x)
         if torch.is_grad_enabled():
-            return per_object(c_skip, x) * x + per_object(c_out, x) * output
-        return (per_object(c_skip, x) * x).add_(output.mul_(per_object(c_out, x)))  # the same, in less memory
+            return c_skip * x + c_out * output
+        return torch.mul(c_skip, x, out=scaled).add_(output.mul_(c_out))  # the same, in memory that is at hand
 
 
 def standard_normal(shape: tuple[int, ...], generators: Generators, device: torch.device | str) -> Tensor:
@@ -143,12 +146,13 @@ def sample(
     if config.s_churn > 0 and generators is None:
         raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
 
-    def slope(x: Tensor, sigma: float) -> Tensor:  # dx / dsigma
-        estimate = denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), context)
-        return (x - estimate).mul_(1 / sigma)
+    def slope(x: Tensor, sigma: float, out: Tensor) -> Tensor:  # dx / dsigma
+        levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
+        return torch.sub(x, denoise(x, levels, context), out=out).mul_(1 / sigma)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise
+    euler, first, second = (torch.empty_like(x) for _ in range(3))  # on CPUs, fresh memory costs more than the sums
     steps = range(config.num_steps)
     for i in progress(steps) if progress else steps:
         sigma, following = sigmas[i], sigmas[i + 1]
@@ -157,9 +161,9 @@ def sample(
             added = config.s_noise * math.sqrt(raised**2 - sigma**2)
             fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
             x, sigma = x.add_(fresh, alpha=added), raised
-        first = slope(x, sigma)
+        slope(x, sigma, out=first)
         if following > 0:
-            second = slope(torch.add(x, first, alpha=following - sigma), following)
+            slope(torch.add(x, first, alpha=following - sigma, out=euler), following, out=second)
             x.add_(first.add_(second), alpha=(following - sigma) / 2)
         else:
             x.add_(first, alpha=following - sigma)
