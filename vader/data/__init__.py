@@ -6,8 +6,9 @@ from importlib import import_module
 
 from ..config import ConfigError, DataConfig, nearest
 from .sequence import DataError, Sequence, SequenceSet, load_set
+from .shards import ShardedSet, load_shards
 
-__all__ = ["DataError", "Sequence", "SequenceSet", "load_set", "prepare"]
+__all__ = ["DataError", "Sequence", "SequenceSet", "ShardedSet", "load_set", "load_shards", "prepare"]
 
 READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSet`
     "procedural_chairs": "procedural",
@@ -17,10 +18,11 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
 }
 
 
-def prepare(config: DataConfig, **options) -> SequenceSet:
+def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     """The data set that `config` describes: loaded if it is prepared, rendered first if not.
 
-    options go to the reader: `workers` (processes), and `source` (furniture: where the models are).
+    options go to the reader: `workers` (processes), `source` (furniture: where the models are), and
+    `objects_per_shard`, which makes it a sharded set of tars.
     Raises ConfigError for an unknown name and DataError for data that cannot be used.
     """
     if config.name not in READERS:
