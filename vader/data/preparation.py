@@ -108,6 +108,10 @@ class ShardWriter:
 
         Raises DataError where an object is invalid or the folder cannot be written, and ImportError without webdataset.
         """
+        self.pack(first, map(self.packed, sequences))
+
+    def pack(self, first: int, objects: Iterable[tuple[str, str, dict[str, bytes]]]) -> None:
+        """`write` of objects as files: key, split, and what `vader.data.shards` says lies in the tar, by ending."""
         try:
             from webdataset import TarWriter
         except ImportError as error:
@@ -119,12 +123,11 @@ class ShardWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             entries = []
             with open(partial, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
-                for n, sequence in enumerate(sequences, first):
-                    self._require_fit(sequence)
+                for n, (key, split, members) in enumerate(objects, first):
                     start = tar.tarstream.offset
-                    tar.write({"__key__": f"{n:09d}", **_members(sequence)})
+                    tar.write({"__key__": f"{n:09d}", **members})
                     place = {"shard": number, "offset": start, "bytes": tar.tarstream.offset - start}
-                    entries.append({"key": sequence.key, **place, "split": sequence.split, "views": len(sequence)})
+                    entries.append({"key": key, **place, "split": split, "views": len(members) - 1})
             with open(partial, "rb") as stream:
                 for entry in entries:
                     entry["sha256"] = hashlib.sha256(stream.read(entry["bytes"])).hexdigest()
@@ -167,36 +170,32 @@ class ShardWriter:
             leftover.unlink(missing_ok=True)
         return load_shards(self.folder)
 
-    def _require_fit(self, sequence: Sequence) -> None:
-        config, (views, h, w, _) = self.config, sequence.validate().images.shape
+    def packed(self, sequence: Sequence) -> tuple[str, str, dict[str, bytes]]:
+        """Key, split and files of an object, for `pack`."""
+        config, cameras, (views, h, w, _) = self.config, sequence.cameras, sequence.validate().images.shape
         expected = (config.train_views + config.heldout_views, config.resolution, config.resolution)
         if (views, h, w) != expected:
             raise DataError(
                 f"object {sequence.key!r}: images are {(views, h, w)}, expected {expected} of {config.name}"
             )
+        facts = {
+            **{k: getattr(sequence, k) for k in ("key", "split", "caption", "attributes")},
+            "height": cameras.height,
+            "width": cameras.width,
+            "world_to_camera": cameras.world_to_camera.tolist(),
+            "intrinsics": cameras.intrinsics.tolist(),
+        }
+        members = {"json": json.dumps(facts, allow_nan=False).encode()}
+        for view, pixels in enumerate(torch.cat([sequence.images, sequence.masks[..., None]], dim=-1).numpy()):
+            with io.BytesIO() as file:
+                Image.fromarray(pixels).save(file, "png")
+                members[f"{view:03d}.png"] = file.getvalue()
+        return sequence.key, sequence.split, members
 
     def _files(self, number: int) -> tuple[Path, Path]:
         """The tar of a shard and its part of the manifest, which is there first."""
         shard = self.folder / shard_name(number)
         return shard, shard.with_suffix(".jsonl")
-
-
-def _members(sequence: Sequence) -> dict[str, bytes]:
-    """The files of an object by their ending."""
-    cameras = sequence.cameras
-    facts = {
-        **{k: getattr(sequence, k) for k in ("key", "split", "caption", "attributes")},
-        "height": cameras.height,
-        "width": cameras.width,
-        "world_to_camera": cameras.world_to_camera.tolist(),
-        "intrinsics": cameras.intrinsics.tolist(),
-    }
-    members = {"json": json.dumps(facts, allow_nan=False).encode()}
-    for view, pixels in enumerate(torch.cat([sequence.images, sequence.masks[..., None]], dim=-1).numpy()):
-        with io.BytesIO() as file:
-            Image.fromarray(pixels).save(file, "png")
-            members[f"{view:03d}.png"] = file.getvalue()
-    return members
 
 
 def _lines(files: Iterable[Path]) -> Iterator[str]:
