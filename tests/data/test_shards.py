@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import tiny_experiment
 from vader.config import DataConfig
-from vader.data import DataError, ShardedSet, load_shards
+from vader.data import DataError, SequenceSet, ShardedSet, load_shards, open_set
 from vader.data.preparation import ShardWriter, _render_shard, prepare_set
 from vader.data.sequence import Sequence, data_digest, object_cameras
 from vader.data.views import MemoryViews, ShardedViews, draw_views, training_views
@@ -74,6 +74,7 @@ def test_shards_hold_what_the_prepared_set_holds(tmp_path, module_set):
             assert torch.equal(a.cameras.world_to_camera, b.cameras.world_to_camera)
             assert torch.equal(a.cameras.intrinsics, b.cameras.intrinsics)
             assert (a.key, a.split, a.caption, a.attributes) == (b.key, b.split, b.caption, b.attributes)
+    assert isinstance(open_set(whole.folder), SequenceSet) and isinstance(open_set(converted.folder), ShardedSet)
     assert converted.keys[-1] == "toy.11" and list(converted.keys[:2]) == ["toy.0", "toy.1"]
 
 
