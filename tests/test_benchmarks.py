@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, full_size, renderer, sampler
+from tests.benchmarks import contest, full_size, renderer, sampler, shards
 from tests.test_reports import faults_of_benchmark
+from vader.data import load_shards
 from vader.profiles import PAPER, experiment
 
 CPU = torch.device("cpu")
@@ -66,6 +68,17 @@ def test_the_full_size_is_the_papers():
     config = full_size.batch_of_one()
     assert config.autodecoder == PAPER["photoshape_chairs"].autodecoder
     assert config.unet == PAPER["photoshape_chairs"].unet
+
+
+def test_a_synthetic_sharded_set_is_written_and_read(tmp_path):
+    pytest.importorskip("webdataset")
+    folder = shards.write(tmp_path, 25, per_shard=10)
+    data = load_shards(folder)
+    assert len(data.keys) == 25 and len(list(folder.glob("*.tar"))) == 3
+    assert data.sequence(24).key == "tiny-000024"
+    if sys.platform == "linux":
+        values = shards.opened(folder, steps=4)
+        assert 0 < values["of which before opening, MiB"] <= values["peak resident MiB after reading"]
 
 
 def test_ratios_are_taken_repetition_by_repetition():

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, full_size, chamfer, features; all unless some are named) and writes
+runs the parts (renderer, sampler, stage1, full_size, shards, chamfer, features; all unless some are named) and writes
 `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing else
 run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
 the report says so.
@@ -28,7 +28,7 @@ from vader.runs import utc_now
 from vader.storage import write_json
 from vader.training import select_device
 
-from . import chamfer, features, full_size, renderer, sampler, stage1
+from . import chamfer, features, full_size, renderer, sampler, shards, stage1
 from .contest import Quantity
 
 Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
@@ -56,6 +56,10 @@ def run_full_size(device: torch.device) -> Part:
     return [], full_size.measure(device), {}
 
 
+def run_shards(device: torch.device) -> Part:
+    return [], shards.startup(), {}
+
+
 def run_chamfer(device: torch.device) -> Part:
     return chamfer.compare(), [], {}
 
@@ -69,6 +73,7 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "sampler": (run_sampler, ()),
     "stage1": (run_stage1, ()),
     "full_size": (run_full_size, ()),
+    "shards": (run_shards, ("webdataset",)),
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }

@@ -133,7 +133,7 @@ class Reconstruction:
     def facts(self) -> dict[str, Any]:
         """What the run's record should say beside the usual."""
         return {
-            "objects": self.keys,
+            "objects": list(self.keys),
             "perceptual_network": self.settings.perceptual_network,
             "renderer": fused_backend(self.device) or "reference",
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -141,7 +141,7 @@ class Reconstruction:
 
     def save(self, work: Path) -> None:
         precision = getattr(torch, self.config.weights_precision)
-        metadata = {"autodecoder": self.config.autodecoder, "objects": self.keys}
+        metadata = {"autodecoder": self.config.autodecoder, "objects": list(self.keys)}
         save_weights(work / "autodecoder.safetensors", self.model, metadata, precision)
 
 
