@@ -215,7 +215,7 @@ def test_settings_that_cannot_work(changes, message):
 
 
 def test_data_of_another_resolution_and_an_unknown_profile(config, data):
-    with pytest.raises(ConfigError, match="balls has 16 pixels, expected 32"):
+    with pytest.raises(ConfigError, match="balls has 16x16 pixels, expected 32x32"):
         PiGANTraining(config, tiny(resolutions=(16, 32)), data, torch.device("cpu"))
     with pytest.raises(ConfigError, match="did you mean 'laptop'"):
         pi_gan.settings_of("labtop")

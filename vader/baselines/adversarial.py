@@ -11,17 +11,18 @@ Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the blac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import Experiment, require
+from .. import runs
+from ..config import Experiment, nearest, require
 from ..data import SequenceSet
 from ..diffusion.edm import standard_normal
 from ..diffusion.ema import EMA
@@ -29,6 +30,7 @@ from ..diffusion.sampling import object_generators
 from ..rendering.cameras import Cameras
 from ..runs import Run, RunError
 from ..storage import load_weights, plain, save_weights
+from ..training import fit, select_device
 
 CHUNK = 2**16  # points of a density grid that are evaluated at once
 
@@ -96,6 +98,7 @@ class RealViews:
 
     def __init__(self, data: SequenceSet, device: torch.device) -> None:
         objects, views = data.split("train"), slice(data.train_views)
+        self.name = data.name
         require(len(objects) > 0, f"{data.name} has no training objects")
         self.images = torch.cat([s.images[views] for s in objects]).permute(0, 3, 1, 2).to(device)  # (n, 3, h, w)
         self.cameras = Cameras(
@@ -104,9 +107,10 @@ class RealViews:
             *self.images.shape[2:],
         ).to(device)
 
-    @property
-    def resolution(self) -> int:
-        return self.images.shape[-1]
+    def require_resolution(self, expected: int) -> None:
+        """Raise ConfigError unless images have expected x expected pixels."""
+        h, w = self.images.shape[2:]
+        require((h, w) == (expected, expected), f"{self.name} has {w}x{h} pixels, expected {expected}x{expected}")
 
     def draw(self, n: int) -> tuple[Tensor, Cameras]:
         """Images (n, 3, h, w) in [-1, 1] and their cameras."""
@@ -142,7 +146,7 @@ class SceneGenerator(Protocol):
 class Adversarial:
     """A task of `training.fit`. Both networks take a step at the same time, so that one rendering serves both.
 
-    Subclasses say in `real`, `fake` and `judge` what the discriminator is shown.
+    Subclasses `build` the networks, and say in `real`, `fake` and `judge` what the discriminator is shown.
     """
 
     name: str
@@ -154,18 +158,20 @@ class Adversarial:
         settings: AdversarialConfig,
         data: SequenceSet,
         device: torch.device,
-        build: Callable[[RealViews], tuple[nn.Module, nn.Module, list[dict[str, Any]]]],
     ) -> None:
-        """build: generator, discriminator and the optimiser's groups with their rates, made from a seeded stream."""
         self.config, self.settings, self.device, self.seed = config, settings, device, config.seed
         self.per_step = settings.batch_size
         self.total = -(-settings.images_seen // self.per_step) * self.per_step
         self.views = RealViews(data, device)
         torch.manual_seed(config.seed)
-        generator, discriminator, groups = build(self.views)
+        generator, discriminator, groups = self.build()
         self.generator, self.discriminator = generator.to(device).train(), discriminator.to(device).train()
         self.ema = EMA(self.generator, settings.ema_half_life)
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
+
+    def build(self) -> tuple[nn.Module, nn.Module, list[dict[str, Any]]]:
+        """Generator, discriminator, and the optimiser's groups with their rates."""
+        raise NotImplementedError
 
     def real(self, clock: int) -> tuple[Tensor, Cameras]:
         """What the discriminator sees of real images, (b, c, r, r), and their cameras."""
@@ -237,10 +243,39 @@ class Adversarial:
         )
 
 
+Settings = TypeVar("Settings", bound=AdversarialConfig)
+
+
+def of_profile(label: str, profiles: Mapping[str, Settings], profile: str) -> Settings:
+    """A baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
+    known = list(profiles)
+    hint = nearest(profile, known)
+    require(profile in profiles, f"{label} has no profile {profile!r}{hint}; it has: {', '.join(known)}")
+    return profiles[profile]
+
+
 def run_settings(name: str, config: Experiment, settings: AdversarialConfig, data: SequenceSet) -> dict[str, Any]:
     """What decides a run of a baseline."""
     precision = config.weights_precision
     return {"stage": name, "data": data.digest, name: settings, "weights_precision": precision, "seed": config.seed}
+
+
+def train(
+    task: type[Adversarial],
+    config: Experiment,
+    settings: AdversarialConfig,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+) -> Run:
+    """The run of a baseline on a data set: found in the run store, or trained now."""
+
+    def work_in(work: Path) -> None:
+        made = task(config, settings, data, select_device(device))
+        record = runs.Record(work, config.seed, made.device, pixels=data.pixel_record(), **made.facts())
+        fit(made, work, record, max_seconds)
+
+    return runs.get(f"{data.name}-{task.name}", run_settings(task.name, config, settings, data), work_in, data)
 
 
 # --------------------------------------------------------------------------------------------------- generation

@@ -25,18 +25,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError, Experiment, nearest, require
+from ..config import Experiment, require
 from ..data import SequenceSet
 from ..rendering.cameras import Cameras
 from ..rendering.volume import render_field
-from ..runs import Record, Run, get
-from ..training import fit, select_device
-from .adversarial import Adversarial, AdversarialConfig, GANSystem, RealViews, Scene, load_system, resized, run_settings
+from ..runs import Run
+from .adversarial import Adversarial, AdversarialConfig, GANSystem, Scene, load_system, of_profile, resized, train
 
 NAME = "pi_gan"
 
@@ -115,10 +115,7 @@ PROFILES = {
 
 def settings_of(profile: str) -> PiGANConfig:
     """The baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
-    if profile not in PROFILES:
-        known = list(PROFILES)
-        raise ConfigError(f"pi-GAN has no profile {profile!r}{nearest(profile, known)}; it has: {', '.join(known)}")
-    return PROFILES[profile]
+    return of_profile("pi-GAN", PROFILES, profile)
 
 
 # --------------------------------------------------------------------------------------------------- generator
@@ -287,21 +284,18 @@ class PiGANTraining(Adversarial):
 
     name = NAME
 
-    def __init__(self, config: Experiment, settings: PiGANConfig, data: SequenceSet, device: torch.device) -> None:
-        def build(views: RealViews):
-            finest = settings.resolutions[-1]
-            require(finest == views.resolution, f"{data.name} has {views.resolution} pixels, expected {finest}")
-            generator, discriminator = SirenGenerator(settings), ProgressiveDiscriminator(settings)
-            mapping = list(generator.mapping.parameters())
-            field = [p for name, p in generator.named_parameters() if not name.startswith("mapping.")]
-            groups = [
-                {"params": field, "lr": settings.generator_lr},
-                {"params": mapping, "lr": settings.mapping_lr},
-                {"params": list(discriminator.parameters()), "lr": settings.discriminator_lr},
-            ]
-            return generator, discriminator, groups
-
-        super().__init__(config, settings, data, device, build)
+    def build(self) -> tuple[nn.Module, nn.Module, list[dict[str, Any]]]:
+        settings = self.settings
+        self.views.require_resolution(settings.resolutions[-1])
+        generator, discriminator = SirenGenerator(settings), ProgressiveDiscriminator(settings)
+        mapping = list(generator.mapping.parameters())
+        field = [p for name, p in generator.named_parameters() if not name.startswith("mapping.")]
+        groups = [
+            {"params": field, "lr": settings.generator_lr},
+            {"params": mapping, "lr": settings.mapping_lr},
+            {"params": list(discriminator.parameters()), "lr": settings.discriminator_lr},
+        ]
+        return generator, discriminator, groups
 
     def real(self, clock: int) -> tuple[Tensor, Cameras]:
         images, cameras = self.views.draw(self.per_step)
@@ -328,14 +322,7 @@ def run(
     settings: PiGANConfig | None = None,
 ) -> Run:
     """The run of this baseline on a data set: found, or trained. settings: by default those of the profile."""
-    settings = settings or settings_of(config.profile)
-
-    def train(work) -> None:
-        task = PiGANTraining(config, settings, data, select_device(device))
-        record = Record(work, config.seed, task.device, pixels=data.pixel_record(), **task.facts())
-        fit(task, work, record, max_seconds)
-
-    return get(f"{data.name}-{NAME}", run_settings(NAME, config, settings, data), train, data)
+    return train(PiGANTraining, config, settings or settings_of(config.profile), data, device, max_seconds)
 
 
 def load(
