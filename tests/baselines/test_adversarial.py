@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from tests.tiny import balls, tiny_experiment
-from vader.baselines import pi_gan
+from vader.baselines import adversarial, pi_gan
 from vader.baselines.adversarial import (
     RealViews,
     discriminator_loss,
@@ -21,6 +22,7 @@ from vader.baselines.adversarial import (
 )
 from vader.baselines.pi_gan import PiGANTraining
 from vader.rendering.cameras import sample_orbit
+from vader.runs import Paused
 
 
 def test_losses_are_the_logistic_ones():
@@ -138,3 +140,23 @@ def test_operations_of_a_step_are_counted_and_leave_no_trace():
     assert 3 * field - 2 * points * 3 * c < task.step_flops(4)  # no gradient of the points
     assert 2 * task.step_flops(4) < task.step_flops(settings.images_seen) < 5 * task.step_flops(4)  # 16 x 16 pixels
     assert all(p.grad is None for p in task.generator.parameters())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_command_trains_or_says_that_it_paused(monkeypatch, capsys, paused):
+    config = tiny_experiment()
+    seen = {}
+
+    def run(*arguments):
+        seen["arguments"] = arguments
+        if paused:
+            raise Paused("run it again to resume")
+        return SimpleNamespace(folder="runs/x", record={"seconds": 3.2, "device": "cpu"})
+
+    monkeypatch.setattr(adversarial, "prepare", lambda data: balls(config))
+    arguments = ["--profile", "smoke", "--data", "procedural_chairs", "--seed", "2", "--device", "cpu"]
+    assert adversarial.command("pi_gan", run, [*arguments, "--max-seconds", "9"]) == (75 if paused else 0)
+    found, data, device, seconds = seen["arguments"]
+    assert (found.profile, found.seed, data.name, device, seconds) == ("smoke", 2, "balls", "cpu", 9.0)
+    output = capsys.readouterr()
+    assert "run it again" in output.err if paused else output.out == "runs/x (3 s on cpu)\n"

@@ -196,7 +196,28 @@ def test_nan_stops_the_training_and_is_passed_on_by_generation(config, data, tmp
     system = GANSystem("pi_gan", task.generator, task.views.cameras, 4)
     assert system.density([0], 0, 4).isnan().all()
     cameras = sample_orbit(1, config.data, torch.Generator().manual_seed(0))
-    assert system.pictures([0], [cameras], 0).isnan().any()
+    assert system.pictures([0], [cameras], 0).isnan().all()
+
+
+def test_one_value_that_is_not_finite_makes_a_sample_nan(config, data, monkeypatch):
+    torch.manual_seed(0)
+    generator = SirenGenerator(tiny()).eval()
+    system = GANSystem("pi_gan", generator, RealViews(data, torch.device("cpu")).cameras, 4)
+    density, radiance = generator.density, generator.radiance
+
+    def broken(scene, points):  # at one corner of the cube, of some samples
+        sigma = density(scene, points)
+        return torch.where((points == 1).all(-1) & (scene[1][0, 0, 0] > 0), torch.inf, sigma)
+
+    monkeypatch.setattr(generator, "density", broken)
+    monkeypatch.setattr(generator, "radiance", lambda s, p, d: (radiance(s, p, d)[0], radiance(s, p, d)[1] * torch.inf))
+    sick = {i: bool(system.scene(i, 0)[1][0, 0, 0] > 0) for i in range(6)}
+    assert set(sick.values()) == {True, False}
+    grids = system.density(range(6), 0, 3)
+    assert [bool(grid.isnan().all()) for grid in grids] == list(sick.values())
+    assert [bool(grid.isfinite().all()) for grid in grids] == [not value for value in sick.values()]
+    cameras = sample_orbit(1, config.data, torch.Generator().manual_seed(0))
+    assert system.pictures([0], [cameras], 0).isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the blac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import runs
 from ..config import Experiment, nearest, require
-from ..data import SequenceSet
+from ..data import SequenceSet, prepare
 from ..diffusion.edm import standard_normal
 from ..diffusion.ema import EMA
 from ..diffusion.sampling import object_generators
+from ..profiles import experiment
 from ..rendering.cameras import Cameras
 from ..runs import Run, RunError
 from ..storage import load_weights, plain, save_weights
@@ -278,14 +281,35 @@ def train(
     return runs.get(f"{data.name}-{task.name}", run_settings(task.name, config, settings, data), work_in, data)
 
 
+def command(name: str, run: Callable[..., Run], arguments: list[str] | None = None) -> int:
+    """Train a baseline: `run(config, data, device, max_seconds)`. Exit status 0 when finished, 75 when paused."""
+    parser = argparse.ArgumentParser(prog=f"python -m vader.baselines.{name}", description=f"Train {name}.")
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--data", required=True, help="data set, e.g. furniture_chairs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
+    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
+    options = parser.parse_args(arguments)
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    data = prepare(config.data, **({"source": options.source} if options.source else {}))
+    try:
+        done = run(config, data, options.device, options.max_seconds)
+    except runs.Paused as pause:
+        print(pause, file=sys.stderr)
+        return 75
+    print(f"{done.folder} ({done.record['seconds']:.0f} s on {done.record['device']})")
+    return 0
+
+
 # --------------------------------------------------------------------------------------------------- generation
 
 
 class GANSystem:
     """Pictures and densities of generated objects; (seed, index) decides an object, whatever else is asked for.
 
-    A generator that is conditioned on the pose is given one camera for each object, drawn from the data's. Values that
-    are not finite are returned as they are, for the evaluation to count.
+    A generator that is conditioned on the pose is given one camera for each object, drawn from the data's. What is not
+    finite somewhere is returned as NaN throughout, for the evaluation to count.
     """
 
     def __init__(self, name: str, generator: nn.Module, poses: Cameras, num_samples: int) -> None:
@@ -311,7 +335,7 @@ class GANSystem:
         for index, views in zip(indices, cameras, strict=True):
             scene = tuple(part.expand(len(views), *part.shape[1:]) for part in self.scene(index, seed))
             image = self.generator.render(scene, views.to(self.device), self.num_samples, None)["image"]
-            pictures.append(((image + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).cpu())
+            pictures.append(whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
         return torch.stack(pictures)
 
     @torch.no_grad()
@@ -325,8 +349,13 @@ class GANSystem:
         for index in indices:
             scene = self.scene(index, seed)
             values = torch.cat([self.generator.density(scene, chunk) for chunk in points.split(CHUNK, dim=1)], dim=1)
-            grids.append(values.view(resolution, resolution, resolution).cpu())
+            grids.append(whole_or_nan(values).view(resolution, resolution, resolution).cpu())
         return torch.stack(grids)
+
+
+def whole_or_nan(values: Tensor) -> Tensor:
+    """`values`, or NaN of its shape where one of them is NaN or infinite."""
+    return values if values.isfinite().all() else torch.full_like(values, float("nan"))
 
 
 def load_system(

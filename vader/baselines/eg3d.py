@@ -26,6 +26,7 @@ What differs from the original (in brackets), and why:
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,17 @@ from ..data import SequenceSet
 from ..rendering.cameras import Cameras
 from ..rendering.volume import render_field
 from ..runs import Run
-from .adversarial import Adversarial, AdversarialConfig, GANSystem, Scene, load_system, of_profile, resized, train
+from .adversarial import (
+    Adversarial,
+    AdversarialConfig,
+    GANSystem,
+    Scene,
+    command,
+    load_system,
+    of_profile,
+    resized,
+    train,
+)
 from .stylegan2 import Conv, Linear, ResidualBlock, SynthesisBlock, activate, enlarge, minibatch_deviation, normalize
 
 NAME = "eg3d"
@@ -329,3 +340,7 @@ def load(
     """A trained EG3D, ready to generate. Raises RunError where the run is of another data set or configuration."""
     settings = settings or settings_of(config.profile)
     return load_system(NAME, run, TriPlaneGenerator(settings), settings, data, device)
+
+
+if __name__ == "__main__":
+    sys.exit(command(NAME, run))
