@@ -156,11 +156,23 @@ def test_raw_pictures_are_the_volume_s_own_rendering(config):
     assert (((raw + 1) / 2).permute(1, 2, 0) - wanted).abs().max() < 0.01
 
 
+def test_a_pose_label_maps_the_camera_s_points_into_the_world(config):
+    cameras = orbit(config, 4)
+    labels = eg3d.pose_label(cameras)
+    assert labels.shape == (4, 16) and torch.allclose(labels[:, 14:], torch.tensor(0.5))
+    points = torch.randn(4, 3)
+    to_world = labels[:, :12].view(4, 3, 4)
+    world = (to_world[:, :, :3] @ points[..., None])[..., 0] + to_world[:, :, 3]
+    back = (cameras.world_to_camera[:, :, :3] @ world[..., None])[..., 0] + cameras.world_to_camera[:, :, 3]
+    torch.testing.assert_close(back, points, rtol=1e-4, atol=1e-5)
+    half_angle = math.degrees(math.atan(0.5 / labels[0, 12].item()))
+    assert half_angle == pytest.approx(config.data.field_of_view / 2, rel=1e-4)
+
+
 def test_the_discriminator_sees_both_pictures_and_the_camera(config):
     torch.manual_seed(0)
     discriminator = DualDiscriminator(tiny())
     images, labels = torch.randn(4, 6, 16, 16), eg3d.pose_label(orbit(config, 4))
-    assert labels.shape == (4, 16) and torch.allclose(labels[:, 14:], torch.tensor(0.5))
     logits = discriminator(images, labels)
     for channels in (slice(0, 3), slice(3, 6)):
         changed = images.clone()

@@ -19,8 +19,7 @@ What differs from the original (in brackets), and why:
   and rendering of one size throughout: they serve long trainings and large pictures;
 - density regularisation at every step, on the step's own scenes (every fourth, on scenes of its own): it is cheap;
 - learning rates fall linearly to 0 (constant): the loop's schedule, which every system here has;
-- cameras are world-to-camera matrices and intrinsics in image widths, 16 numbers (camera-to-world, 25): the rest of the
-  25 is constant.
+- a camera is told as rotation, centre and lens, 16 numbers (25): the rest of the two matrices is constant.
 """
 
 from __future__ import annotations
@@ -136,10 +135,11 @@ def settings_of(profile: str) -> EG3DConfig:
 
 
 def pose_label(cameras: Cameras) -> Tensor:
-    """Cameras (n) as numbers (n, 16): world_to_camera, focal lengths and principal point in image widths."""
+    """Cameras (n) as numbers (n, 16): camera-to-world, row by row; focal lengths and principal point in widths."""
+    to_world = torch.cat([cameras.world_to_camera[:, :, :3].mT, cameras.centres()[:, :, None]], dim=2)
     k = cameras.intrinsics
     lens = torch.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], dim=1) / cameras.width
-    return torch.cat([cameras.world_to_camera.flatten(1), lens], dim=1)
+    return torch.cat([to_world.flatten(1), lens], dim=1)
 
 
 def sample_planes(planes: Tensor, points: Tensor) -> Tensor:
