@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.tiny import balls, tiny_experiment
-from vader.baselines import adversarial, pi_gan
+from vader.baselines import adversarial, eg3d, pi_gan
 from vader.baselines.adversarial import (
     RealViews,
     discriminator_loss,
@@ -21,6 +21,7 @@ from vader.baselines.adversarial import (
     view_directions,
 )
 from vader.baselines.pi_gan import PiGANTraining
+from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
 from vader.runs import Paused
 
@@ -160,3 +161,18 @@ def test_the_command_trains_or_says_that_it_paused(monkeypatch, capsys, paused):
     assert (found.profile, found.seed, data.name, device, seconds) == ("smoke", 2, "balls", "cpu", 9.0)
     output = capsys.readouterr()
     assert "run it again" in output.err if paused else output.out == "runs/x (3 s on cpu)\n"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
+def test_every_profile_fits_its_data(profile):
+    data = experiment(profile, "photoshape_chairs" if profile == "paper" else "furniture_chairs").data
+    ours, theirs = pi_gan.settings_of(profile), eg3d.settings_of(profile)
+    assert ours.resolutions[-1] == theirs.resolution == data.resolution
+    with torch.device("meta"):
+        eg3d.TriPlaneGenerator(theirs)
+        images = torch.empty(4, 6, data.resolution, data.resolution)
+        assert eg3d.DualDiscriminator(theirs)(images, torch.empty(4, eg3d.POSE_DIM)).shape == (4,)
+        pi_gan.SirenGenerator(ours)
+        discriminator = pi_gan.ProgressiveDiscriminator(ours)
+        for r in ours.resolutions:
+            assert discriminator(torch.empty(2, 3, r, r), 0.5 if r > ours.resolutions[0] else 1.0)[1].shape == (2, 3)

@@ -108,7 +108,7 @@ class EG3DConfig(AdversarialConfig):
 
 PROFILES = {
     "smoke": EG3DConfig(
-        images_seen=640, batch_size=4, num_samples=8, ema_half_life=100, latent_dim=16, style_dim=32, channels=16,
+        images_seen=320, batch_size=4, num_samples=8, ema_half_life=50, latent_dim=16, style_dim=32, channels=16,
         channel_base=512, plane_resolution=16, plane_channels=8, decoder_dim=16, rendering_resolution=16, resolution=32,
         superresolution_channels=8, discriminator_channels=32, discriminator_base=256, density_points=100,
     ),

@@ -108,9 +108,9 @@ class PiGANConfig(AdversarialConfig):
 _SMALL = dict(generator_lr=2e-4, mapping_lr=2e-5, discriminator_lr=4e-4, pose_weight=1.0)
 PROFILES = {
     "smoke": PiGANConfig(
-        **_SMALL, images_seen=640, batch_size=4, num_samples=8, ema_half_life=100, latent_dim=16, mapping_dim=32,
+        **_SMALL, images_seen=320, batch_size=4, num_samples=8, ema_half_life=50, latent_dim=16, mapping_dim=32,
         mapping_layers=2, layers=2, channels=24, discriminator_channels=8, max_channels=32, resolutions=(16, 32),
-        shares=(0.7, 0.3), fade_images=100, r1_every=4,
+        shares=(0.7, 0.3), fade_images=40, r1_every=4,
     ),
     "laptop": PiGANConfig(
         **_SMALL, images_seen=64_000, batch_size=8, num_samples=12, ema_half_life=2_000, latent_dim=64, mapping_dim=128,
