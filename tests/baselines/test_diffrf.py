@@ -296,7 +296,7 @@ def test_profiles():
 def test_the_plan_counts_steps_and_operations(capsys):
     assert main(["--profile", "laptop", "--data", "furniture_chairs", "--dry-run"]) == 0
     plan = capsys.readouterr().out
-    assert "fields: 64 of 32³" in plan and "2,420,608 parameters" in plan and "83.3 GFLOP a step" in plan
+    assert "fields: 64 of 32³" in plan and "2,420,608 parameters" in plan and "83.3 GFLOP a step, 6,000 steps" in plan
 
 
 def test_the_command_pauses_with_status_75_and_resumes(data, monkeypatch, capsys):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from ..costs import denoiser_stages
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import per_object, standard_normal
 from ..diffusion.ema import EMA
-from ..diffusion.sampling import object_generators
+from ..diffusion.sampling import for_inference, object_generators
 from ..diffusion.unet3d import UNet3D
 from ..profiles import experiment
 from ..runs import Paused, Run, RunError
@@ -88,7 +88,7 @@ class FieldUNet(nn.Module):
         self.patch = config.diffusion.patch_size
         self.network = UNet3D(config.unet, CHANNELS * self.patch**3, config.fields.resolution // self.patch)
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: None = None) -> Tensor:
         cells = space_to_depth(x, self.patch).contiguous(memory_format=torch.channels_last_3d)
         return depth_to_space(self.network(cells, timesteps.float()).float(), self.patch)
 
@@ -215,7 +215,7 @@ def diffrf_run(config: DiffRFConfig, data: SequenceSet, device: str = "auto", ma
     return runs.get(f"{data.name}-diffrf", diffrf_settings(config, data), train, data)
 
 
-def load_diffrf(run: Run, config: DiffRFConfig, data: SequenceSet, device: torch.device | str = "cpu") -> FieldUNet:
+def load_diffrf(run: Run, config: DiffRFConfig, data: SequenceSet) -> FieldUNet:
     """The averaged U-Net of a run, in evaluation mode. Raises RunError for a run of other data or settings."""
     expected = plain(diffrf_settings(config, data))
     for name, value in expected.items():
@@ -223,14 +223,22 @@ def load_diffrf(run: Run, config: DiffRFConfig, data: SequenceSet, device: torch
             raise RunError(f"{run.folder}: {name} is {run.settings.get(name)!r}, expected {value!r}")
     model = FieldUNet(config)
     load_weights(run.weights("denoiser"), model)
-    return model.to(device).to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def sample_fields(
-    model: FieldUNet, config: DiffRFConfig, indices: Sequence[int], seed: int, device: torch.device | str = "cpu"
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    config: DiffRFConfig,
+    indices: Sequence[int],
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Fields (len(indices), 4, S, S, S) in [-1, 1] of the samples with these numbers; (seed, index) decides each."""
+    """Fields (len(indices), 4, S, S, S) in [-1, 1] of the samples with these numbers; (seed, index) decides each.
+
+    denoise: a `FieldUNet`, or a copy of one that `diffusion.sampling.for_inference` made. Where it returns NaN, so does
+    this.
+    """
     from diffusers import DDIMScheduler
 
     schedule = DDIMScheduler.from_config(
@@ -239,23 +247,20 @@ def sample_fields(
     schedule.set_timesteps(config.sampler.num_steps)
     generators = object_generators(seed, indices)
     x = standard_normal((len(indices), *config.fields.shape), generators, device)
-    dtype = getattr(torch, config.diffusion.precision)
+    options = dict(eta=config.sampler.eta, use_clipped_model_output=True, generator=generators)
     for t in schedule.timesteps.tolist():
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            output = model(x, torch.full((len(x),), t, device=device))
-        x = schedule.step(
-            output, t, x, eta=config.sampler.eta, use_clipped_model_output=True, generator=generators
-        ).prev_sample
+        output = denoise(x, torch.full((len(x),), t, device=device))
+        x = schedule.step(output, t, x, **options).prev_sample
     return x
 
 
 def diffrf_system(run: Run, config: DiffRFConfig, data: SequenceSet, device: str = "auto") -> System:
     """DiffRF as a system of `generation`: volumes (n, 4, S, S, S) of the samples with these numbers and seed."""
     chosen = select_device(device)
-    model = load_diffrf(run, config, data, chosen)
+    denoise = for_inference(load_diffrf(run, config, data), chosen, getattr(torch, config.diffusion.precision))
 
     def system(indices: Sequence[int], seed: int) -> Tensor:
-        return to_volume(sample_fields(model, config, indices, seed, chosen), config.fields)
+        return to_volume(sample_fields(denoise, config, indices, seed, chosen), config.fields)
 
     return system
 
