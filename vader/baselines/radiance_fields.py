@@ -8,8 +8,8 @@ runs on: no statistics of the data are needed. Density and colour are
 so that a voxel at x_0 = 1 has optical depth tau, one at -1 next to none, and small errors around -1 stay invisible,
 where a linear map would turn them into fog. Certain of the original: an explicit grid of density and colour for each
 object at 32^3, trilinear interpolation, a photometric loss over the rays of posed images. The fitting's regularisers
-and the map from a grid's values to densities are not certain: total variation and sparsity are those of the explicit
-grids that it builds on (DVGO, Plenoxels), the softplus is DVGO's.
+and the map from a grid's values to densities are not certain: total variation and sparsity are usual for explicit
+grids (Plenoxels), and the softplus is DVGO's.
 """
 
 from __future__ import annotations
