@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from . import MetricError, optional_import
+from .surfaces import surface_clouds
 
 Clouds = np.ndarray | torch.Tensor
 GRID = 32  # cells along the longest edge in which lower bounds are tabulated
@@ -151,6 +152,24 @@ def nearest_clouds(generated: Clouds, reference: Clouds) -> NearestClouds:
         pairs_measured=measured,
         pairs=(n + m) * (n + m - 1) // 2,
     )
+
+
+def matched_shapes(
+    densities: torch.Tensor, others: torch.Tensor, threshold: float | None = None, points: int = 1024
+) -> list[tuple[int, int, float]]:
+    """For each of the densities (n, d, h, w) the nearest of `others` (m, d', h', w'), (own number, its number, chamfer
+    distance in mean form), closest pairs first.
+
+    Shapes are what marching cubes finds (`surfaces`, as is `threshold`), so volumes of different resolution can be
+    matched; those without a surface are left out. Raises `MetricError`.
+    """
+    ours, theirs = (surface_clouds(volumes, threshold, points) for volumes in (densities, others))
+    if not (len(ours.clouds) and len(theirs.clouds)):
+        return []
+    near = nearest_clouds(ours.clouds, theirs.clouds)
+    order = near.to_reference_distance.argsort(kind="stable")
+    own, other = ours.objects[order].tolist(), theirs.objects[near.to_reference[order]].tolist()
+    return list(zip(own, other, near.to_reference_distance[order].tolist(), strict=True))
 
 
 def _measure_below_limit(clouds: np.ndarray, bounds: np.ndarray, wanted: np.ndarray, distances: np.ndarray) -> None:
