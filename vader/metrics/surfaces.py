@@ -80,6 +80,15 @@ def sample_surface(
     return np.einsum("pk,pkc->pc", weights, corners[face]).astype(np.float32)
 
 
+def surface_cloud(
+    density: Tensor, index: int, threshold: float | None = None, points: int = POINTS, seed: int = 0
+) -> np.ndarray | None:
+    """The cloud (points, 3) of the volume with number `index`, or None without a surface; `seed` and the number decide
+    where its points lie."""
+    surface = extract_surface(density, threshold)
+    return None if surface is None else sample_surface(*surface, np.random.default_rng((seed, index)), points)
+
+
 def surface_clouds(
     densities: Iterable[Tensor], threshold: float | None = None, points: int = POINTS, seed: int = 0
 ) -> SurfaceClouds:
@@ -91,11 +100,11 @@ def surface_clouds(
     for k, density in enumerate(densities):
         total += 1
         try:
-            surface = extract_surface(density, threshold)
+            cloud = surface_cloud(density, k, threshold, points, seed)
         except MetricError as error:
             raise MetricError(f"volume {k}: {error}") from error
-        if surface is not None:
-            clouds.append(sample_surface(*surface, np.random.default_rng((seed, k)), points))
+        if cloud is not None:
+            clouds.append(cloud)
             objects.append(k)
     stacked = np.stack(clouds) if clouds else np.empty((0, points, 3), np.float32)
     return SurfaceClouds(stacked, np.array(objects, np.int64), total - len(clouds))
