@@ -94,7 +94,7 @@ def test_samples_without_a_shape_are_counted_left_out_and_named_in_the_rows():
     assert "1 of 6 are not finite and are left out; 2 of 6 have no surface and are left out" in rows[0]["note"]
     complete = score([reference.distances(sound)], resamples=20)
     values = {row["metric"]: row["value"] for row in rows}
-    assert values["cov"] < complete.values["cov"] and values["mmd"] > 1000 * complete.values["mmd"]
+    assert values["cov"] < 100 * complete.values["cov"] and values["mmd"] > 1000 * complete.values["mmd"]
 
 
 def test_a_system_without_any_shape_covers_nothing_and_crashes_nothing():
@@ -192,7 +192,8 @@ def test_rows_keep_the_contract_and_know_both_forms():
     assert list(values) == ["cov", "mmd", "mmd_smp", "one_nna"]
     assert values["mmd"]["value"] == pytest.approx(500 * sum(s.metrics()["mmd"] for s in sets))
     assert values["mmd"]["low"] < values["mmd"]["value"] < values["mmd"]["high"] and values["mmd"]["n"] == 30
-    assert 0 <= values["cov"]["low"] <= values["cov"]["high"] <= 1
+    assert 0 <= values["cov"]["low"] <= values["cov"]["value"] <= values["cov"]["high"] <= 100
+    assert values["cov"]["value"] == pytest.approx(50 * sum(s.metrics()["cov"] for s in sets)), "in percent"
     summed = {row["metric"]: row for row in scores.rows("sum")}
     assert list(summed) == ["mmd", "mmd_smp"]
     assert summed["mmd"]["value"] == pytest.approx(40 / 1000 * values["mmd"]["value"])

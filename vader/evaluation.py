@@ -50,8 +50,13 @@ def mean_over_objects(values: Tensor) -> Mean:
 
 
 def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:
+    """Means of `heldout_scores`."""
+    return {name: mean_over_objects(values) for name, values in heldout_scores(models, objects).items()}
+
+
+def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Reconstruction of training objects (default: all) on their held-out views: 'psnr', 'psnr_foreground' (dB) and
-    'lpips'."""
+    'lpips', (n,) each."""
     data, samples = models.data.split("train"), models.config.reconstruction.num_samples
     views = slice(data.train_views, data.train_views + data.heldout_views)
     perceptual = LPIPS("alex")
@@ -65,7 +70,7 @@ def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None)
         scores["psnr"].append(psnr(rendered, target).mean())
         scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())
         scores["lpips"].append(perceptual(rendered, target).mean())
-    return {name: mean_over_objects(torch.stack(values)) for name, values in scores.items()}
+    return {name: torch.stack(values) for name, values in scores.items()}
 
 
 def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:

@@ -31,7 +31,8 @@ from .metrics.neighbours import MemorisationCheck
 from .metrics.surfaces import POINTS, density_threshold, sample_surface, surface_cloud
 
 METRICS = ("cov", "mmd", "mmd_smp", "one_nna")
-SCALES = {"mmd": 1000, "mmd_smp": 1000}  # as Tab. 4 has them
+SCALES = {"cov": 100, "mmd": 1000, "mmd_smp": 1000}  # as Tab. 4 has them
+DISTANCES = ("mmd", "mmd_smp")
 NORMAL = 1.96  # quantile of a 95 % interval
 
 
@@ -222,15 +223,15 @@ class ShapeScores:
             raise MetricError(f"chamfer form {form!r}, expected 'mean' or 'sum' (Eq. 3)")
         rows = []
         for metric, value in self.values.items():
-            scale = SCALES.get(metric, 1)
-            if form == "sum" and metric not in SCALES:
+            if form == "sum" and metric not in DISTANCES:
                 continue
-            factor, scale = (self.points, 1) if form == "sum" else (scale, scale)
+            scale = 1 if form == "sum" else SCALES.get(metric, 1)
+            factor = self.points if form == "sum" else scale
             draws = self.draws[metric]
             row = {"metric": metric, "scale": scale, "value": factor * value, "std": factor * float(draws.std(ddof=1))}
             if metric in self.intervals:
                 row |= {end: factor * x for end, x in zip(("low", "high"), self.intervals[metric], strict=True)}
-            note = f"{self.note}, Chamfer distance as {form}" if metric in SCALES else self.note
+            note = f"{self.note}, Chamfer distance as {form}" if metric in DISTANCES else self.note
             rows.append({**row, "n": len(draws), "note": note})
         return rows
 
@@ -256,7 +257,7 @@ def score(sets: Sequence[ShapeDistances], resamples: int = 200, seed: int = 0) -
     for metric, value in values.items():
         half = NORMAL * float(draws[metric].std(ddof=1))
         low, high = value - half, value + half
-        intervals[metric] = (low, high) if metric in SCALES else (max(low, 0.0), min(high, 1.0))
+        intervals[metric] = (low, high) if metric in DISTANCES else (max(low, 0.0), min(high, 1.0))
     note = f"{len(sets)} set(s) of samples, of which the first: {sets[0].note}" if len(sets) > 1 else sets[0].note
     return ShapeScores(values, draws, intervals, sets[0].points, note)
 

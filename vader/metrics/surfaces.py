@@ -108,3 +108,18 @@ def surface_clouds(
             objects.append(k)
     stacked = np.stack(clouds) if clouds else np.empty((0, points, 3), np.float32)
     return SurfaceClouds(stacked, np.array(objects, np.int64), total - len(clouds))
+
+
+def solid_parts(density: Tensor, threshold: float | None = None) -> tuple[int, float]:
+    """Voxels of a density (d, h, w) above `threshold` (default: `density_threshold` of the width), and the share of
+    them outside of the largest connected part, neighbours sharing a corner at least; 0 and 0.0 where there are none.
+
+    Spurious density scatters, so that its share is large. NaN counts as empty.
+    """
+    ndimage = optional_import("scipy.ndimage")
+    level = density_threshold(density.shape[-1]) if threshold is None else threshold
+    parts, count = ndimage.label(density.float().cpu().numpy() > level, np.ones((3, 3, 3)))
+    if count == 0:
+        return 0, 0.0
+    sizes = np.bincount(parts.ravel())[1:]
+    return int(sizes.sum()), float(1 - sizes.max() / sizes.sum())
