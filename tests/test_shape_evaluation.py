@@ -11,8 +11,10 @@ import torch
 from tests.tiny import balls, tiny_experiment
 from vader import generation
 from vader.data import DataError
+from vader.figures import cloud_grid
 from vader.metrics import MetricError, geometry
 from vader.metrics.surfaces import density_threshold
+from vader.paper import table4_rows
 from vader.report.contract import check_row
 from vader.shape_evaluation import (
     ShapeReference,
@@ -258,6 +260,26 @@ def test_real_objects_are_sampled_on_their_meshes(tmp_path):
         np.testing.assert_allclose(np.linalg.norm(cloud, axis=1), 0.3 + 0.1 * k, atol=0.01)
     np.testing.assert_allclose(np.linalg.norm(real_shapes(data, "test").clouds[0], axis=1), 0.5, atol=0.01)
     np.testing.assert_array_equal(real_shapes(data, "train", points=60).clouds, shapes.clouds)
+
+
+def test_the_papers_numbers_are_rows_of_a_report():
+    rows = table4_rows()
+    for row in rows:
+        check_row("row", row)
+    assert {(r["system"], r["dataset"], r["metric"]): r["value"] for r in rows}["ours", "abo_tables", "cov"] == 60.25
+    assert len(rows) == 16
+
+
+def test_a_picture_of_clouds_has_a_row_for_each_name(tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = cloud_grid({"ours": clouds(3, 0).clouds, "real": clouds(2, 1).clouds}, "ellipsoids")
+    axes = figure.get_axes()
+    assert len(axes) == 6 and [axis.get_ylabel() for axis in axes[::3]] == ["ours", "real"]
+    assert [len(axis.collections) for axis in axes] == [1, 1, 1, 1, 1, 0]
+    top = np.array([[[0.0, 0.9, 0.0]]], np.float32)  # above the middle of the picture
+    [axis] = cloud_grid({"top": top}, "one point").get_axes()
+    x, y = axis.collections[0].get_offsets()[0]
+    assert x == pytest.approx(0, abs=1e-6) and 0.8 < y < 0.9
 
 
 def test_what_cannot_be_compared_is_refused():

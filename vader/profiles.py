@@ -265,12 +265,12 @@ STUDIES = {
         data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, resolution=32, supersampling=2),
         autodecoder=dict(embedding_dim=1024, max_channels=64, resolution=16, depth=3),
         reconstruction=dict(
-            images_seen=20_480,
+            images_seen=51_200,
             num_samples=24,
             learning_rate=2e-3,
             perceptual_network="none",
             perceptual_images=1,
-            density_noise_images=16_384,
+            density_noise_images=40_960,
         ),
     ),
     # Figures 3 and 10: the latents of one autodecoder at three resolutions, sampled without fresh noise.

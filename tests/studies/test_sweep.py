@@ -14,8 +14,9 @@ from vader.autodecoder.reconstruction import Reconstruction
 from vader.config import ConfigError
 from vader.data import DataError
 from vader.metrics.surfaces import solid_parts
-from vader.paper import TABLE2
+from vader.paper import TABLE2, table2_rows
 from vader.profiles import differences
+from vader.report.contract import check_row
 from vader.runs import Paused
 from vader.studies import sweep
 from vader.training import autodecoder_settings
@@ -51,6 +52,14 @@ def test_table2_removes_one_component_after_the_other(profile):
 def test_table2_at_the_laptop_has_the_papers_embeddings():
     lengths = [e.autodecoder.embedding_dim for e in sweep.table2("laptop").experiments.values()]
     assert lengths == [1024, 1024, 1024, 1024, 64]
+
+
+def test_the_papers_table2_is_rows_of_a_report():
+    rows = table2_rows()
+    for row in rows:
+        check_row("row", {key: value for key, value in row.items() if value is not None})
+    found = {(row["system"], row["metric"]): row["value"] for row in rows}
+    assert found["ours", "psnr"] == 27.719 and found["ours-without_embedding_length", "lpips"] == 8.332
 
 
 @pytest.mark.parametrize("profile", PROFILES)
