@@ -102,6 +102,28 @@ def chamfer_distance(x: Clouds, y: Clouds, form: Literal["mean", "sum"] = "mean"
     return np.array([kernels.chamfer(a, b) for a, b in zip(x, y, strict=True)]) @ scales
 
 
+def distance_matrix(x: Clouds, y: Clouds | None = None) -> np.ndarray:
+    """Chamfer distances in mean form of every cloud of x (n, p, 3) to every one of y (m, p, 3), (n, m) float64.
+
+    Without y those within x, (n, n), its diagonal infinite: no cloud is its own neighbour. For resampling, where
+    `nearest_clouds` saves nothing; a pair of 2,048 points takes about half a millisecond of one core. Raises
+    `MetricError`.
+    """
+    _kernels()
+    x = _clouds(x, "x")
+    if y is None:
+        clouds, pairs = x, np.stack(np.triu_indices(len(x), 1), 1)
+    else:
+        y = _clouds(y, "y")
+        if x.shape[2] != y.shape[2]:
+            raise MetricError(f"clouds x have {x.shape[2]} points and clouds y {y.shape[2]}, expected as many")
+        clouds = np.concatenate([x, y])
+        pairs = np.stack(np.indices((len(x), len(y))), -1).reshape(-1, 2) + [0, len(x)]
+    distances = np.full((len(clouds), len(clouds)), np.inf)
+    _measure(clouds, pairs, distances)
+    return distances if y is None else distances[: len(x), len(x) :]
+
+
 @dataclass(frozen=True)
 class NearestClouds:
     """The nearest clouds of n generated and m reference clouds, by mean-form chamfer distance."""

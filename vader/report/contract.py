@@ -17,6 +17,7 @@ SYSTEMS = {  # name in reports -> name in tables; variations of ours are called 
     "pi_gan": "π-GAN",
     "eg3d": "EG3D",
     "diffrf": "DiffRF",
+    "real": "Real objects",  # held-out ones as if a system had made them: what bounds every metric
 }
 METRICS = {  # name in reports -> name in tables
     "fid": "FID ↓", "kid": "KID ↓", "fd": "FD ↓", "kd": "KD ↓",
