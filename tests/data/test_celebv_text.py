@@ -138,7 +138,7 @@ def test_every_rule_drops_what_breaks_it_and_is_counted(clips, root):
     report = filter_report(findings)
     assert report["clips"] == {**Counter(reasons.values()), "kept": 4, "total": 12}
     assert report["frames"] == {
-        "first and last 10 %": 4 * 6 + 4 + 0,  # good-1, good-2, good-3, partly, hardly, empty; of one frame none
+        "first and last 10 %": 5 * 4 + 4 + 0,  # of five clips of 20 frames, of one of 25, and of one of 1
         "less than 25 % foreground": 4 + 13 + 16,
         "kept": 16 + 16 + 21 + 12,
         "of dropped clips": 3 + 1,
