@@ -121,6 +121,7 @@ HEAVY = (
     "pandas",
     "nbformat",
     "webdataset",
+    "av",
 )
 
 

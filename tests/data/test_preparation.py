@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.config import DataConfig
-from vader.data import sequence
+from vader.config import ConfigError, DataConfig
+from vader.data import prepare, sequence
 from vader.data.preparation import SetWriter, prepare_set
 from vader.data.sequence import DataError, Sequence, load_sequence, load_set, object_cameras
 
@@ -50,7 +50,7 @@ def test_an_interrupted_preparation_goes_on_with_the_next_object(tmp_path):
 
 
 def test_an_object_that_was_half_written_is_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequence, "_write_json", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
+    monkeypatch.setattr(sequence, "write_json", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
     writer = SetWriter(CONFIG, {}, tmp_path)
     with pytest.raises(PowerCut):
         writer.write(render(0)[0])
@@ -85,3 +85,8 @@ def test_a_set_with_too_few_views_is_refused(tmp_path):
     fewer = dataclasses.replace(CONFIG, heldout_views=2)
     with pytest.raises(DataError, match="object 'toy-0': has 3 views, expected the 4"):
         prepare_set(fewer, {}, JOBS, render, root=tmp_path)
+
+
+def test_an_option_that_a_reader_does_not_take_is_named():
+    with pytest.raises(ConfigError, match="'puppets' takes no option 'objects_per_shard'"):
+        prepare(DataConfig("puppets"), objects_per_shard=4)

@@ -14,11 +14,13 @@ from ..profiles import experiment
 from . import READERS, prepare
 from .sequence import DataError, SequenceSet
 from .shards import ShardedSet
+from .video import Video
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
-    """The first view of every object, training objects first, as one image (rows * h, columns * w, 3) uint8."""
-    images = [s.images[0] for s in data]
+    """The first view of every object, or frame of every video, training objects first, as one image
+    (rows * h, columns * w, 3) uint8."""
+    images = [(s.frames if isinstance(s, Video) else s.images)[0] for s in data]
     images += [torch.zeros_like(images[0])] * (-len(images) % columns)
     return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
 
@@ -28,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help=f"one of {', '.join(READERS)}")
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
-        "--source", help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb)"
+        "--source",
+        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--shards", type=int, metavar="N", help="write tars of N objects, for sets larger than memory")

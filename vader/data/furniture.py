@@ -213,10 +213,11 @@ def prepare(
         if objects_per_shard is None:
             return load_set(folder)
         made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sources"]
-        return prepare_set(config, made_of, {}, render_object, 1, folder.parent, objects_per_shard)
+        return prepare_set(config, made_of, {}, render_object, 1, folder.parent, objects_per_shard=objects_per_shard)
     jobs = list_jobs(config, select(catalogues, config.name))
     workers = torch.get_num_threads() if workers is None else workers
-    data = prepare_set(config, sources(catalogues, jobs), jobs, render_object, workers, root, objects_per_shard)
+    made_of = sources(catalogues, jobs)
+    data = prepare_set(config, made_of, jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
     table = data.folder / "ATTRIBUTION.md"
     if not table.exists():
         table.write_text(attribution(catalogues, config), encoding="utf-8")

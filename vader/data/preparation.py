@@ -6,6 +6,8 @@ and otherwise renders what is missing:
     def render(job) -> tuple[Sequence, trimesh.Trimesh | None]: ...   # top-level function, picklable jobs
     return prepare_set(config, sources, {key: job, ...}, render, workers)
 
+With `kind=VIDEOS` objects are videos, and `render` returns (Video, Truth | None).
+
 It is built on `SetWriter` (`pending`, `write`, `finish`), or on `ShardWriter` where tars are asked for. Objects, or
 tars, are written under a temporary name and renamed, and the manifest comes last, so whatever is there under its
 final name is complete.
@@ -22,6 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,8 @@ from tqdm import tqdm
 
 from ..config import DataConfig
 from ..storage import sync
-from .sequence import DataError, Sequence, SequenceSet, data_digest, data_root, load_set, save_sequence, write_manifest
+from .prepared import DataError, Kind, SequenceSet, data_digest, data_root, load_prepared, write_manifest
+from .sequence import SEQUENCES, Sequence
 from .shards import SCHEMA_VERSION as SHARDS_SCHEMA
 from .shards import ShardedSet, load_shards, read_manifest, shard_name
 
@@ -40,11 +44,13 @@ from .shards import ShardedSet, load_shards, read_manifest, shard_name
 class SetWriter:
     """Writes a prepared set object by object; whatever is already there from an earlier attempt is kept.
 
-    config, sources: what the set is (`data_digest`); root: parent folder, default `data_root()`.
+    config, sources: what the set is (`data_digest`); root: parent folder, default `data_root()`; kind: of its objects.
     """
 
-    def __init__(self, config: DataConfig, sources: dict[str, Any], root: Path | None = None) -> None:
-        self.config, self.sources = config, sources
+    def __init__(
+        self, config: DataConfig, sources: dict[str, Any], root: Path | None = None, kind: Kind = SEQUENCES
+    ) -> None:
+        self.config, self.sources, self.kind = config, sources, kind
         self.digest = data_digest(config, sources)
         self.folder = (root or data_root()) / f"{config.name}-{self.digest[:12]}"
 
@@ -67,16 +73,16 @@ class SetWriter:
     def object_folder(self, key: str) -> Path:
         return self.folder / "objects" / key
 
-    def write(self, sequence: Sequence, mesh=None) -> None:
-        """Write one object, as `save_sequence` does; safe from several processes at a time."""
-        save_sequence(sequence, self.object_folder(sequence.key), mesh)
+    def write(self, item: Any, extra: Any = None) -> None:
+        """Write one object, as `save_sequence` does with its mesh; safe from several processes at a time."""
+        self.kind.save(item, self.object_folder(item.key), extra)
 
     def finish(self, keys: list[str]) -> SequenceSet:
         """Check all objects, write the manifest (their order is that of `keys`) and return the set."""
-        write_manifest(self.folder, self.config, self.sources, keys)
+        write_manifest(self.folder, self.config, self.sources, keys, self.kind)
         for leftover in (self.folder / "objects").glob(".*"):  # of killed processes
             shutil.rmtree(leftover, ignore_errors=True)
-        return load_set(self.folder)
+        return load_prepared(self.folder, self.kind)
 
 
 class ShardWriter:
@@ -208,28 +214,30 @@ def prepare_set(
     config: DataConfig,
     sources: dict[str, Any],
     jobs: dict[str, Any],
-    render: Callable[[Any], tuple[Sequence, Any]],
+    render: Callable[[Any], tuple[Any, Any]],
     workers: int = 1,
     root: Path | None = None,
+    kind: Kind = SEQUENCES,
     objects_per_shard: int | None = None,
 ) -> SequenceSet | ShardedSet:
     """Load the prepared set, or first render what is missing of it.
 
     jobs: object key -> picklable argument of `render`, in the order of the set. render: top-level function that
-    returns a Sequence of that key and its mesh (trimesh.Trimesh or None). workers: processes, of one torch thread each.
-    objects_per_shard: make a sharded set of tars of so many objects, from the prepared set if it is complete.
+    returns a Sequence of that key and its mesh (trimesh.Trimesh or None), or what `kind` holds instead. workers:
+    processes, of one torch thread each. objects_per_shard: make a sharded set of tars of so many objects (Sequences
+    only), from the prepared set if it is complete.
     """
-    writer = SetWriter(config, sources, root)
+    writer = SetWriter(config, sources, root, kind)
     if objects_per_shard is not None:
         if writer.finished:
-            jobs, render, workers = {s.key: s for s in load_set(writer.folder)}, _as_it_is, 1
+            jobs, render, workers = {s.key: s for s in load_prepared(writer.folder, kind)}, _as_it_is, 1
         return _prepare_shards(
             ShardWriter(config, sources, writer.folder.parent, objects_per_shard), jobs, render, workers
         )
     if writer.finished:
-        return load_set(writer.folder)
-    tasks = [(writer, render, jobs[key]) for key in writer.pending(list(jobs))]
-    _work_off(_render_and_write, tasks, [1] * len(tasks), len(jobs), config.name, workers)
+        return load_prepared(writer.folder, kind)
+    pending = [jobs[key] for key in writer.pending(list(jobs))]
+    run_each(partial(_render_and_write, writer, render), pending, workers, config.name, len(jobs))
     return writer.finish(list(jobs))
 
 
@@ -239,44 +247,56 @@ def _prepare_shards(
     if writer.finished:
         return load_shards(writer.folder)
     work, parts = list(jobs.values()), writer.pending(len(jobs))
-    tasks = [(writer, render, part.start, work[part.start : part.stop]) for part in parts]
-    _work_off(_render_shard, tasks, [len(part) for part in parts], len(jobs), writer.config.name, workers)
+    shards = [(part.start, work[part.start : part.stop]) for part in parts]
+    sizes = [len(part) for part in parts]
+    run_each(partial(_render_shard, writer, render), shards, workers, writer.config.name, len(jobs), sizes)
     return writer.finish(len(jobs))
 
 
-def _work_off(
-    function: Callable[..., None], tasks: list[tuple], sizes: list[int], total: int, name: str, workers: int
+def run_each(
+    work: Callable[[Any], None],
+    jobs: list[Any],
+    workers: int,
+    title: str,
+    total: int,
+    sizes: list[int] | None = None,
 ) -> None:
-    """Call a top-level function on each task, in processes if there are several. sizes: objects of each task."""
-    with tqdm(total=total, initial=total - sum(sizes), desc=name, unit="object", disable=None) as progress:
-        if min(workers, len(tasks)) <= 1:
+    """work(job) for each of `jobs`, in `workers` processes of one torch thread each, or here if that is one.
+
+    sizes: objects of each job, one by default. total: objects in all, with those that an earlier attempt has done, for
+    the progress bar. What is being worked on when one fails is still finished.
+    """
+    sizes = sizes or [1] * len(jobs)
+    with tqdm(total=total, initial=total - sum(sizes), desc=title, unit="object", disable=None) as progress:
+        if min(workers, len(jobs)) <= 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # as in the worker processes, so that pixels do not depend on their number
             try:
-                for task, size in zip(tasks, sizes, strict=True):
-                    function(*task)
+                for job, size in zip(jobs, sizes, strict=True):
+                    work(job)
                     progress.update(size)
             finally:
                 torch.set_num_threads(threads)
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                futures = {pool.submit(function, *task): size for task, size in zip(tasks, sizes, strict=True)}
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        progress.update(futures[future])
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # what is being rendered is still written
-                    raise
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            futures = {pool.submit(work, job): size for job, size in zip(jobs, sizes, strict=True)}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.update(futures[future])
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
-def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Sequence, Any]], job: Any) -> None:
+def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Any, Any]], job: Any) -> None:
     writer.write(*render(job))
 
 
 def _render_shard(
-    writer: ShardWriter, render: Callable[[Any], tuple[Sequence, Any]], first: int, jobs: list[Any]
+    writer: ShardWriter, render: Callable[[Any], tuple[Sequence, Any]], shard: tuple[int, list[Any]]
 ) -> None:
+    first, jobs = shard
     writer.write(first, (render(job)[0] for job in jobs))
 
 

@@ -84,4 +84,4 @@ def prepare(
         rays = count * (config.train_views + config.heldout_views) * (config.resolution * config.supersampling) ** 2
         workers = torch.get_num_threads() if rays > FEW_RAYS else 1
     jobs = {object_key(CATEGORIES[config.name], i): (config, i) for i in range(count)}
-    return prepare_set(config, sources(config), jobs, render_object, workers, root, objects_per_shard)
+    return prepare_set(config, sources(config), jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
