@@ -49,6 +49,12 @@ def test_table2_removes_one_component_after_the_other(profile):
     assert variants[-1].autodecoder.depth == 1 and variants[-1].autodecoder.attention_resolutions == ()
 
 
+def test_the_seed_is_the_first_of_several():
+    assert sweep.table2("laptop").seeds == (0, 1, 2) and sweep.table2("laptop", 5).seeds == (5, 6, 7)
+    shared = sweep.figure3("smoke", 3)
+    assert shared.base.seed == 3 and shared.seeds == (3, 4)
+
+
 def test_table2_at_the_laptop_has_the_papers_embeddings():
     lengths = [e.autodecoder.embedding_dim for e in sweep.table2("laptop").experiments.values()]
     assert lengths == [1024, 1024, 1024, 1024, 64]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,9 @@ class FieldUNet(nn.Module):
 def noise_schedule(config: FieldDiffusionConfig) -> DDPMScheduler:
     """The forward process of training."""
     try:
-        from diffusers import DDPMScheduler
+        with warnings.catch_warnings():  # in a notebook without ipywidgets it complains of tqdm
+            warnings.simplefilter("ignore")
+            from diffusers import DDPMScheduler
     except ImportError as error:
         raise ImportError("DiffRF takes its noise schedule from diffusers: pip install 'vader[baselines]'") from error
     return DDPMScheduler(
