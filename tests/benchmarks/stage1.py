@@ -40,9 +40,8 @@ def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
     task = Reconstruction(config, noise_pictures(config), device)
     settings = task.settings
     b, v, r = settings.objects_per_step, settings.views_per_object, config.data.resolution
-    objects, views = task.draw()
-    rows = objects[:, None].expand(b, v)
-    target, mask = task.images[rows, views].float() / 255, task.masks[rows, views].float() / 255
+    batch = task.draw(0)
+    target, mask = batch.images.float() / 255, batch.masks.float() / 255
     generator = torch.Generator().manual_seed(0)
     cameras = sample_orbit(b * v, config.data, generator).to(device)
     origins, directions = (x.view(b, v * r * r, 3) for x in cameras.rays())
@@ -51,7 +50,7 @@ def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
 
     def generate() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            return task.model(objects, settings.density_noise)
+            return task.model(batch.objects, settings.density_noise)
 
     volume = generate().detach()
     above = torch.randn_like(volume)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config import Experiment, require
 from ..data import SequenceSet
-from ..rendering.cameras import Cameras
+from ..data.views import Batch, draw_views, training_views
 from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays
 from ..runs import Run
@@ -71,26 +71,20 @@ class Reconstruction:
     name = "autodecoder"
 
     def __init__(self, config: Experiment, data: SequenceSet, device: torch.device):
-        objects = data.split("train")
         settings = self.settings = config.reconstruction
-        require(
-            len(objects) >= settings.objects_per_step,
-            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(objects)} training objects",
-        )
         self.config, self.device, self.seed = config, device, config.seed
-        self.keys = [s.key for s in objects]
+        self.views = training_views(data, device, config.seed)
+        self.keys = self.views.keys
+        require(
+            len(self.keys) >= settings.objects_per_step,
+            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(self.keys)} training objects",
+        )
         self.per_step = settings.objects_per_step * settings.views_per_object
         self.total = -(-settings.images_seen // self.per_step) * self.per_step
         self.warmup = settings.warmup_images
-        self.num_views = data.train_views
-        self.images = torch.stack([s.images[: self.num_views] for s in objects]).to(device)  # (objects, v, h, w, 3)
-        self.masks = torch.stack([s.masks[: self.num_views] for s in objects]).to(device)
-        cameras = [s.cameras for s in objects]
-        self.world_to_camera = torch.stack([c.world_to_camera[: self.num_views] for c in cameras]).to(device)
-        self.intrinsics = torch.stack([c.intrinsics[: self.num_views] for c in cameras]).to(device)
 
         torch.manual_seed(config.seed)
-        self.model = Autodecoder(config, len(objects)).to(device).to(memory_format=torch.channels_last_3d).train()
+        self.model = Autodecoder(config, len(self.keys)).to(device).to(memory_format=torch.channels_last_3d).train()
         self.perceptual = perceptual_loss(settings, device)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
@@ -104,28 +98,22 @@ class Reconstruction:
         else:
             self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Objects (b,) and the views (b, v) of each, without repetition, from the current random stream."""
-        objects = torch.randperm(len(self.keys))[: self.settings.objects_per_step]
-        order = torch.rand(len(objects), self.num_views).argsort(dim=1)
-        return objects.to(self.device), order[:, : self.settings.views_per_object].to(self.device)
+    def draw(self, clock: int) -> Batch:
+        """The objects of a step and the views of each, without repetition."""
+        objects = self.views.draw(clock // self.per_step, self.settings.objects_per_step)
+        views = draw_views(len(objects), self.views.num_views, self.settings.views_per_object)
+        return self.views.batch(objects, views)
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings = self.settings
-        objects, views = self.draw()
-        b, v = views.shape
-        rows = objects[:, None].expand(b, v)
-        target = self.images[rows, views].float() / 255  # (b, v, h, w, 3)
-        mask = self.masks[rows, views].float() / 255
-        h, w = mask.shape[-2:]
-        cameras = Cameras(
-            self.world_to_camera[rows, views].flatten(0, 1), self.intrinsics[rows, views].flatten(0, 1), h, w
-        )
-        origins, directions = (x.view(b, v * h * w, 3) for x in cameras.rays())
+        batch = self.draw(clock)
+        target, mask = batch.images.float() / 255, batch.masks.float() / 255
+        b, v, h, w = mask.shape
+        origins, directions = (x.view(b, v * h * w, 3) for x in batch.cameras.rays())
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         stratified_seed = int(torch.randint(2**31, ()))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            volume = self.model(objects, noise)
+            volume = self.model(batch.objects, noise)
         rendering = render_rays(
             volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
         )
