@@ -23,6 +23,9 @@ from .config import require
 from .storage import RunError
 
 
+AGREEMENT_BYTES = 3 * 8  # what ranks exchange at each step about pausing, checkpoints and losses that are not finite
+
+
 def stream_seed(seed: int, stream: int, clock: int) -> int:
     """Seed of a random stream of a step: that of the whole step (0), or of a microbatch."""
     digest = hashlib.sha256(f"{seed}/{stream}/{clock}".encode()).digest()
@@ -96,8 +99,9 @@ class Ranks:
         has a random stream of its own. Returns this rank's part of the step's losses: over ranks they are a sum.
         """
         own, total = self.share(microbatches), {}
+        statistics = BatchStatistics(parallel) if microbatches > 1 else None
         for j in own:
-            if microbatches > 1:
+            if statistics:
                 torch.manual_seed(stream_seed(seed, j, clock))
             silent = j != own[-1] and isinstance(parallel, nn.parallel.DistributedDataParallel)
             with parallel.no_sync() if silent else contextlib.nullcontext():
@@ -105,6 +109,10 @@ class Ranks:
                 (losses["loss"] / microbatches).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() / microbatches
+            if statistics:
+                statistics.next()
+        if statistics:
+            statistics.finish(microbatches, self)
         return total
 
     # ------------------------------------------------------------------------------------------------- exchanges
@@ -142,7 +150,7 @@ class Ranks:
         return values
 
     def assembled(self, rows: Tensor, places: Tensor, total: int) -> Tensor | None:
-        """The table (total, ...) whose rows `places` (n,) of this rank are `rows`, on the first rank; None elsewhere."""
+        """The table (total, ...) that has this rank's `rows` at `places` (n,), on the first rank; None elsewhere."""
         longest = int(self.largest([len(rows)])[0])
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -161,6 +169,39 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+class BatchStatistics:
+    """Batch norm's running statistics over a step: each microbatch starts from the step's first, and their mean stays.
+
+    (Microbatches one after another would each move them, further than the same ones on several ranks would.)
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.counts = [m.num_batches_tracked for m in norms]
+        self.running = [x for m in norms for x in (m.running_mean, m.running_var)]
+        self.before = [x.clone() for x in (*self.counts, *self.running)]
+        self.sums = [torch.zeros_like(x) for x in self.running]
+
+    @torch.no_grad()
+    def next(self) -> None:
+        """After a microbatch."""
+        for total, x in zip(self.sums, self.running, strict=True):
+            total += x
+        for x, before in zip((*self.counts, *self.running), self.before, strict=True):
+            x.copy_(before)
+
+    @torch.no_grad()
+    def finish(self, microbatches: int, ranks: Ranks) -> None:
+        """After the last one, on every rank."""
+        if not self.sums:
+            return
+        flat = ranks.sum(torch.cat([x.flatten() for x in self.sums]), "statistics") / microbatches
+        for x, mean in zip(self.running, flat.split([x.numel() for x in self.running]), strict=True):
+            x.copy_(mean.view_as(x))
+        for count in self.counts:
+            count += 1
 
 
 def _summed(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

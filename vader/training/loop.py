@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from ..provenance import peak_memory
 from ..runs import Paused, RunError
 from ..storage import read_json
 from . import checkpoints
+from .launch import PROGRESS
 
 CHECKPOINT_SECONDS = 60.0
 LOG_POINTS = 400  # points on a run's loss curve
@@ -283,7 +285,7 @@ class _Log:
             initial=clock,
             desc=task.name,
             unit_scale=True,
-            disable=None if self.first else True,
+            disable=not self.first or (None if PROGRESS not in os.environ else False),
             smoothing=0.1,
         )
 
