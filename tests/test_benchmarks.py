@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, renderer, sampler
+from tests.benchmarks import contest, renderer, sampler, training
+from tests.ranks import shared_experiment
 from tests.test_reports import faults_of_benchmark
 
 CPU = torch.device("cpu")
@@ -50,6 +51,14 @@ def test_the_samplers_agree_and_are_timed():
 def test_time_outside_the_network_is_a_share():
     for quantity in sampler.overhead(CPU, steps=2, batch=2, repeats=1):
         assert 0 < quantity.value < 1
+
+
+def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):
+    config = shared_experiment(microbatches=1)
+    for quantity in training.loop_share(config, seconds=0.3, checkpoint_seconds=0.1):
+        assert 0 < quantity.value < 1
+    rows = training.views((16,), repeats=1, resolution=32)
+    assert faults_of_benchmark({"rows": rows}) == []
 
 
 def test_ratios_are_taken_repetition_by_repetition():

@@ -8,6 +8,7 @@ themselves: what a step computes therefore does not depend on how many ranks the
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 from collections import Counter
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from .config import require
 from .storage import RunError
-
 
 AGREEMENT_BYTES = 3 * 8  # what ranks exchange at each step about pausing, checkpoints and losses that are not finite
 
@@ -204,7 +204,7 @@ class BatchStatistics:
             count += 1
 
 
-def _summed(ranks: Ranks, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(ranks, bucket):  # torch looks at annotations here, and refuses those that are text
     ranks.sent["gradients"] += bucket.buffer().nbytes
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])
@@ -234,6 +234,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield current()
     finally:
+        gc.collect()  # a module in DDP that outlives its group can abort the process at its end
         dist.destroy_process_group()
 
 

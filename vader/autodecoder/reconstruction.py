@@ -137,6 +137,10 @@ class Reconstruction:
         ]
         self.optimizer: torch.optim.Optimizer | JointOptimizer
         sparse = config.autodecoder.sparse_embedding
+        require(
+            not sparse or settings.clip_norm == settings.clip_value == 0,
+            "sparse_embedding has gradients that cannot be clipped, expected clip_norm and clip_value 0",
+        )
         if sparse or part is not None:
             adam = torch.optim.Adam(groups[:1], betas=settings.betas, fused=True)
             if sparse:

@@ -97,9 +97,7 @@ def train_on(
     what was said where it fails, and where the data are in memory only.
     """
     if data.folder is None:
-        raise RunError(
-            f"data set {data.name} is in memory only, expected one on the disk, which {ranks} ranks can load"
-        )
+        raise RunError(f"data set {data.name} is in memory only, expected one on the disk for {ranks} ranks to load")
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
         write_json(job, {"experiment": plain(config), "data": str(data.folder), "options": plain(options)})
