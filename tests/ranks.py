@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -135,6 +136,15 @@ def draw_to_the_end(work: Path, total: int, die_at: int | None = None) -> None:
     checkpoints.write = noted
     fit(Drawing(total), work, runs.Record(work, 0), checkpoint_seconds=0)
     os._exit(0)
+
+
+def draw_on_a_full_disk(work: Path) -> None:
+    """Files may grow to a few kilobytes only, so a checkpoint of many weights fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+    try:
+        fit(Drawing(8, size=20_000), work, runs.Record(work, 0), max_seconds=0.0)
+    except RunError as error:
+        (work / "error").write_text(str(error))
 
 
 # -------------------------------------------------------------------------------------------- the stages on ranks

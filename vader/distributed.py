@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class Ranks:
         if self.size == 1:
             return module
         device = next(module.parameters()).device
+        # of 1x1x1 convolutions, whose strides in channels_last_3d are a matter of taste
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         parallel = nn.parallel.DistributedDataParallel(
             module,
             device_ids=None if device.type == "cpu" else [device.index],

@@ -29,9 +29,10 @@ REPLICATED = shared_experiment()
 HASHED = shared_experiment(partitioned=True).replace(
     autodecoder=dict(hash_rows=4, hash_codebooks=4), reconstruction=dict(images_seen=16)
 )
-# Float32 sums in another order: 3e-6 of a weight's scale after a step, which Adam's division can enlarge where a
-# gradient is nearly nothing, up to its learning rate.
+# Float32 sums in another order differ by 1e-7 of their size, which Adam's division enlarges where a gradient is small.
 TOLERANCE = dict(rtol=1e-3, atol=2e-4)
+# Batch norm takes away what these add, so their gradient is rounding error alone, and Adam steps by its sign.
+CANCELLED = ("decoder.stages.1.0.skip.bias", "decoder.stages.1.0.unit.2.bias", "decoder.norm.running_mean")
 
 
 def trained(work: Path, size: int, config: Experiment, **options) -> dict[str, torch.Tensor]:
@@ -42,7 +43,7 @@ def trained(work: Path, size: int, config: Experiment, **options) -> dict[str, t
 
 def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
-    for name in a:
+    for name in a.keys() - {*CANCELLED}:
         torch.testing.assert_close(a[name].float(), b[name].float(), **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
