@@ -50,7 +50,7 @@ def test_no_kill_loses_a_finished_checkpoint_or_changes_the_result(tmp_path):
         assert process.exitcode == -signal.SIGKILL, "the training ended before it could be killed: add steps"
         finished = int((journal.read_text().split() or ["0"])[-1])
         assert last_clock(work) >= finished, "a finished checkpoint was lost"
-        begun += any(work.glob("*.tmp"))
+        begun += any(work.glob("checkpoint-*.tmp"))
     assert begun >= KILLS_INSIDE // 2, "too few kills fell into a write"
     process = start(draw_to_the_end, work, STEPS)
     process.join(60)

@@ -67,11 +67,12 @@ def _train(options: argparse.Namespace) -> int:
         fitting |= given
     else:
         config = experiment(options.profile, options.data).replace(seed=options.seed)
-        if options.microbatches:
-            parts = {"microbatches": options.microbatches}
+        if options.microbatches or options.partitioned:
+            parts = {"microbatches": options.microbatches or 1}
             config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
         if options.dry_run:
-            print(plan(config, max(options.ranks, current().size)))
+            if current().first:
+                print(plan(config, max(options.ranks, current().size)))
             return 0
         group = current()
         source = {"source": options.source} if options.source else {}

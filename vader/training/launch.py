@@ -1,13 +1,20 @@
 """Starting several ranks: with torchrun's own agent from the command, and from a notebook in a subprocess.
 
-On a cluster, `submitit` starts one agent per node:
+On a cluster, `submitit` starts one of torchrun's agents per node, and they meet on the first one:
 
-    import submitit
+    import submitit, subprocess
     from vader.training import torchrun_command
 
+    def node():
+        first = submitit.helpers.TorchDistributedEnvironment().export().master_addr
+        command = torchrun_command(
+            8, 8, f"{first}:29500", profile="gpu", data="furniture_chairs", microbatches=64, partitioned=True
+        )
+        return subprocess.run(command).returncode
+
     executor = submitit.AutoExecutor(folder="runs/slurm")
-    executor.update_parameters(nodes=8, gpus_per_node=8, tasks_per_node=1, timeout_min=24 * 60)
-    executor.submit(submitit.helpers.CommandFunction(torchrun_command(nodes=8, ranks=8, profile="paper", ...)))
+    executor.update_parameters(nodes=8, tasks_per_node=1, gpus_per_node=8, cpus_per_task=64, timeout_min=24 * 60)
+    executor.submit(node)  # again after a time limit or a failure: it resumes
 """
 
 from __future__ import annotations
@@ -71,15 +78,19 @@ def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 
     return 0
 
 
-def torchrun_command(nodes: int, ranks: int, **options: Any) -> list[str]:
+def torchrun_command(nodes: int, ranks: int, meeting: str, **options: Any) -> list[str]:
     """The command line that each of `nodes` machines runs to train with `ranks` processes each.
 
-    options: those of `python -m vader.training`, e.g. profile='paper', max_seconds=3600. The machines meet at
-    $MASTER_ADDR:29500 and need to see one file system.
+    meeting: host:port of one of them. options: those of `python -m vader.training`, e.g. profile='gpu',
+    partitioned=True. The machines need to see one file system.
     """
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=$MASTER_ADDR:29500", "--max-restarts=3"]
-    return ["torchrun", *meeting, f"--nproc-per-node={ranks}", "-m", "vader.training", *words]
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in options.items()
+        if value is not False
+    ]
+    agents = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--max-restarts=3"]
+    return ["torchrun", *agents, f"--nproc-per-node={ranks}", "-m", "vader.training", *words]
 
 
 def train_on(
