@@ -154,7 +154,8 @@ class Ranks:
 
     def assembled(self, rows: Tensor, places: Tensor, total: int) -> Tensor | None:
         """The table (total, ...) that has this rank's `rows` at `places` (n,), on the first rank; None elsewhere."""
-        longest = int(self.largest([len(rows)])[0])
+        everywhere = self.gathered(places.tolist())
+        longest = max(map(len, everywhere))
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.size)] if self.first else None
@@ -162,7 +163,6 @@ class Ranks:
             dist.gather(padded, parts, dst=0)
         else:
             parts = [padded]
-        everywhere = self.gathered(places.tolist())
         if parts is None:
             return None
         table = rows.new_empty(total, *rows.shape[1:])

@@ -242,8 +242,9 @@ class _Loop:
             "optimizer": self.task.optimizer.state_dict(),
             "modules": {name: module.state_dict() for name, module in self.task.state().items()},
         }
-        for group, rate in zip(content["optimizer"]["param_groups"], self.rates, strict=True):
-            group["lr"] = rate  # the schedule starts from the full rate
+        # the schedule starts from the full rate; groups of rows, which come last, are not in the content
+        for group, rate in zip(content["optimizer"]["param_groups"], self.rates, strict=False):
+            group["lr"] = rate
         return content
 
 
