@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, renderer, sampler, training
+from tests.benchmarks import contest, renderer, sampler, shards, training
 from tests.ranks import shared_experiment
 from tests.test_reports import faults_of_benchmark
+from vader.data import load_shards
 
 CPU = torch.device("cpu")
 SMALL = renderer.Scene(size=9, samples=7, resolution=6, views=2, batch=2)
@@ -51,6 +53,17 @@ def test_the_samplers_agree_and_are_timed():
 def test_time_outside_the_network_is_a_share():
     for quantity in sampler.overhead(CPU, steps=2, batch=2, repeats=1):
         assert 0 < quantity.value < 1
+
+
+def test_a_synthetic_sharded_set_is_written_and_read(tmp_path):
+    pytest.importorskip("webdataset")
+    folder = shards.write(tmp_path, 25, per_shard=10)
+    data = load_shards(folder)
+    assert len(data.keys) == 25 and len(list(folder.glob("*.tar"))) == 3
+    assert data.sequence(24).key == "tiny-000024"
+    if sys.platform == "linux":
+        values = shards.opened(folder, steps=4)
+        assert 0 < values["of which before opening, MiB"] <= values["peak resident MiB after reading"]
 
 
 def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):

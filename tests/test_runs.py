@@ -233,7 +233,11 @@ def test_a_partial_run_of_other_settings_is_refused_field_by_field(store):
         runs.begin("chairs", SETTINGS)
     message = str(error.value)
     assert f"{work}: is a run of other settings" in message and "move it away" in message
-    for line in ('stage is "absent", expected "autodecoder"', "seed is 7, expected 0", 'clip is 0.5, expected "absent"'):
+    for line in (
+        'stage is "absent", expected "autodecoder"',
+        "seed is 7, expected 0",
+        'clip is 0.5, expected "absent"',
+    ):
         assert line in message
     assert "network" not in message
 

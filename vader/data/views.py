@@ -6,15 +6,19 @@ The two are separate, so that a draw can be split over processes: `members` divi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence as ListOf
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..rendering.cameras import Cameras
 from .sequence import DataError, SequenceSet
+from .shards import ShardedSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +93,122 @@ class MemoryViews:
         return Batch(objects, *(store[rows, views] for store in stores))
 
 
-def training_views(data: SequenceSet, device: torch.device | str, seed: int) -> Views:
+class ShardOrder:
+    """The order in which the objects of one partition are seen, a function of its name `stream` and the epoch."""
+
+    def __init__(self, name: str, members: Tensor, shards: Tensor, stream: str, window: int) -> None:
+        """name: for errors; members, shards (n,): the objects and the shard of each, ascending."""
+        self.name, self.members, self.stream, self.window = name, members, stream, window
+        self.drawn: tuple[int, int] | None = None  # step and count of the last draw
+        self.read = False  # by this process
+        _, counts = shards.unique_consecutive(return_counts=True)
+        self._by_shard = members.split(counts.tolist())
+        self._epochs: dict[int, Tensor] = {}  # the two used last: reading ahead crosses into the next
+
+    def objects(self, step: int, count: int) -> Tensor:
+        """Those of a step of `count`. Raises DataError where there are not so many."""
+        if len(self.members) < count:
+            raise DataError(
+                f"{self.name} has {len(self.members)} training objects in its shards, expected at least the {count} of "
+                "a step; write smaller shards or take fewer partitions"
+            )
+        epoch, i = divmod(step, len(self.members) // count)
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self._epochs[epoch] = self._shuffled(epoch)
+            if len(self._epochs) > 2:
+                self._epochs.pop(next(iter(self._epochs)))
+        return order[i * count : (i + 1) * count]
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        digest = hashlib.sha256(f"{self.stream}/{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        order = []
+        for window in torch.randperm(len(self._by_shard), generator=generator).split(self.window):
+            objects = torch.cat([self._by_shard[i] for i in window])
+            order.append(objects[torch.randperm(len(objects), generator=generator)])
+        return torch.cat(order)
+
+
+class ShardedViews:
+    """`Views` read from a sharded set as they are needed, and ahead of it; partition j has the shards s mod P = j.
+
+    An epoch shows every object of a partition once, apart from a last incomplete step. Its order is decided by (seed,
+    epoch, partition): shards in random order, and the objects of each `window` of them in random order, so that a
+    step reads from few files. A step's objects follow from its number alone, so resuming needs no state. Objects
+    of the next steps are read by a background thread while this one is trained. A shard that is missing, cut
+    short or altered raises DataError naming it and the object, as `ShardedSet.read` does.
+    """
+
+    def __init__(self, data: ShardedSet, device: torch.device | str = "cpu", seed: int = 0, ahead: int = 4) -> None:
+        """ahead: steps whose objects are read in advance."""
+        if len(data.keys) == 0:
+            raise DataError(f"data set {data.name}: has no training objects, expected at least one")
+        self.data, self.device, self.seed, self.ahead = data, device, seed, ahead
+        self.name, self.keys, self.num_views = data.name, data.keys, data.train_views
+        self.shard_of = data.table["shard"][data.train].astype(np.int64)  # ascending
+        self._orders: dict[tuple[int, int], ShardOrder] = {}  # by (partition, partitions)
+        self._partitions = 1
+        self._pool = ThreadPoolExecutor(1, "shards")
+        self._reading: dict[int, Future[dict[str, bytes]]] = {}
+
+    def members(self, partition: int, partitions: int) -> Tensor:
+        return self._order(partition, partitions).members
+
+    def draw(self, step: int, count: int, partition: int = 0, partitions: int = 1) -> Tensor:
+        """Raises DataError where the partition has fewer than `count` objects."""
+        order = self._order(partition, partitions)
+        self._partitions, order.drawn = partitions, (step, count)
+        return order.objects(step, count)
+
+    def batch(self, objects: Tensor, views: Tensor) -> Batch:
+        rows = self.data.train[objects.cpu().numpy()]
+        self._look_ahead(objects, rows)
+        samples = [self._reading[int(row)].result() for row in rows]
+        read = [(int(row), sample) for row, sample in zip(rows, samples, strict=True)]
+        cameras = [
+            self.data.facts(row, sample)["cameras"][v] for (row, sample), v in zip(read, views.cpu(), strict=True)
+        ]
+        pixels = torch.stack(
+            [self.data.pixels(row, sample, v) for (row, sample), v in zip(read, views.tolist(), strict=True)]
+        ).to(self.device)
+        return Batch(
+            objects.to(self.device),
+            pixels[..., :3].contiguous(),
+            pixels[..., 3].contiguous(),
+            torch.stack([c.world_to_camera for c in cameras]).to(self.device),
+            torch.stack([c.intrinsics for c in cameras]).to(self.device),
+        )
+
+    def _order(self, partition: int, partitions: int) -> ShardOrder:
+        place = (partition, partitions)
+        if place not in self._orders:
+            members = torch.from_numpy(np.flatnonzero(self.shard_of % partitions == partition))
+            name = f"{self.data.folder}: partition {partition} of {partitions}"
+            shards = torch.from_numpy(self.shard_of)[members]
+            self._orders[place] = ShardOrder(name, members, shards, f"{self.seed}/{place}", self.data.window)
+        return self._orders[place]
+
+    def _look_ahead(self, objects: Tensor, rows: np.ndarray) -> None:
+        """Start reading these objects and those of the next steps of all partitions read here; forget all others."""
+        wanted = [*map(int, rows)]
+        for partition in np.unique(self.shard_of[objects.cpu().numpy()] % self._partitions).tolist():
+            order = self._order(partition, self._partitions)
+            if not order.read:
+                self.data.require_shards(self.data.train[order.members.numpy()])
+                order.read = True
+        for (_, partitions), order in self._orders.items():
+            if partitions == self._partitions and order.read and order.drawn:
+                step, count = order.drawn
+                for later in range(step + 1, step + 1 + self.ahead):
+                    wanted += self.data.train[order.objects(later, count).numpy()].tolist()
+        for row in self._reading.keys() - set(wanted):
+            self._reading.pop(row).cancel()
+        for row in wanted:
+            if row not in self._reading:
+                self._reading[row] = self._pool.submit(self.data.read, row)
+
+
+def training_views(data: SequenceSet | ShardedSet, device: torch.device | str, seed: int) -> Views:
     """The `Views` that a training with this seed has on a data set."""
-    return MemoryViews(data, device)
+    return ShardedViews(data, device, seed) if isinstance(data, ShardedSet) else MemoryViews(data, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from ..config import Experiment, require
 from ..distributed import ALONE, Ranks
 from ..runs import Run
 from ..storage import load_weights, plain, read_weights, save_weights
+from . import latents
 from .edm import Denoiser, corrupted_loss, corruption, drop_condition
 from .ema import EMA
+from .latents import NormalizedLatents, StoredLatents, largest
 from .normalization import RobustStatistics
 from .text import check_width
 from .unet3d import UNet3D
@@ -63,17 +66,13 @@ class Denoising:
         self.total = -(-settings.latents_seen // self.per_step) * self.per_step
         self.warmup = settings.warmup_latents
         features = self.features(autodecoder_run)
-        self.statistics = RobustStatistics.fit(
-            features, settings.normalization, settings.sigma_data, settings.per_channel
-        )
-        latents = self.statistics.normalize(features)
         require(
-            contexts is None or len(contexts) == len(latents),
+            contexts is None or len(contexts) == len(features),
             f"contexts are of {0 if contexts is None else len(contexts)} objects, expected one for each of the "
-            f"{len(latents)} training objects",
+            f"{len(features)} training objects",
         )
         self.contexts = None if contexts is None else contexts.to(device)
-        self.latents = latents.to(device).contiguous(memory_format=torch.channels_last_3d)
+        self.statistics, self.latents = self._normalized(features)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(config).to(device).to(memory_format=torch.channels_last_3d).train()
         self.ema = EMA(self.denoiser, settings.ema_half_life, settings.ema_rampup)
@@ -82,9 +81,22 @@ class Denoising:
             self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
         )
 
-    def features(self, autodecoder_run: Run) -> Tensor:
-        """What is normalised and learned, (n, c, r, r, r)."""
-        return extract_latents(load_autodecoder(autodecoder_run, self.config, self.device))
+    def features(self, autodecoder_run: Run) -> Tensor | StoredLatents:
+        """What is normalised and learned, (n, c, r, r, r): in memory, or where it is too large in a file."""
+        autodecoder = load_autodecoder(autodecoder_run, self.config, self.device)
+        size = 4 * math.prod((len(autodecoder_run.record["objects"]), *self.config.autodecoder.latent_shape))
+        if size > latents.IN_MEMORY:
+            return latents.stored_latents(autodecoder, autodecoder_run)
+        return extract_latents(autodecoder)
+
+    def _normalized(self, features: Tensor | StoredLatents) -> tuple[RobustStatistics, Tensor | NormalizedLatents]:
+        how = (self.settings.normalization, self.settings.sigma_data, self.settings.per_channel)
+        if isinstance(features, StoredLatents):
+            statistics = RobustStatistics.fit_stream(features, *how)
+            return statistics, NormalizedLatents(features, statistics, self.device)
+        statistics = RobustStatistics.fit(features, *how)
+        normalized = statistics.normalize(features).to(self.device)
+        return statistics, normalized.contiguous(memory_format=torch.channels_last_3d)
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, parts = self.settings, self.settings.microbatches
@@ -124,7 +136,7 @@ class Denoising:
         """What the run's record should say beside the usual."""
         return {
             "latents": len(self.latents),
-            "largest_normalized_latent": self.latents.abs().max().item(),
+            "largest_normalized_latent": largest(self.latents),
             "parameters": sum(p.numel() for p in self.denoiser.parameters()),
         }
 
