@@ -27,14 +27,16 @@ from ..rendering.cameras import sample_orbit
 LIBRARIES = ("dense", "partitioned", "hashed")
 
 
-def variants(config: Experiment, microbatches: int, hash_rows: int) -> dict[str, Experiment]:
+def variants(config: Experiment, microbatches: int, hash_rows: int, hash_codebooks: int = 256) -> dict[str, Experiment]:
     """The three ways, with steps that up to `microbatches` ranks can share."""
     changes = {
         "dense": ({}, {}),
         "partitioned": (dict(partitioned=True), {}),
-        "hashed": (dict(partitioned=True), dict(hash_rows=hash_rows)),
+        "hashed": (dict(partitioned=True), dict(hash_rows=hash_rows, hash_codebooks=hash_codebooks)),
     }
-    plain = config.replace(autodecoder=dict(hash_rows=0), reconstruction=dict(microbatches=microbatches))
+    plain = config.replace(
+        autodecoder=dict(hash_rows=0, hash_codebooks=256), reconstruction=dict(microbatches=microbatches)
+    )
     return {name: plain.replace(reconstruction=r, autodecoder=a) for name, (r, a) in changes.items()}
 
 

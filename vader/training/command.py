@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
+    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     steps = parser.add_argument_group("several ranks (torchrun --nproc-per-node=K -m vader.training ..., or --ranks K)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
@@ -75,10 +76,11 @@ def _train(options: argparse.Namespace) -> int:
                 print(plan(config, max(options.ranks, current().size)))
             return 0
         group = current()
-        source = {"source": options.source} if options.source else {}
-        data = prepare(config.data, **source) if group.first else None
+        reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
+        reading = {name: value for name, value in reading.items() if value is not None}
+        data = prepare(config.data, **reading) if group.first else None
         group.told()  # the others load what the first has prepared
-        data = data or prepare(config.data, **source)
+        data = data or prepare(config.data, **reading)
     stage = autodecoder_run if options.stage == "autodecoder" else diffusion_run
     run = stage(config, data, options.device, options.max_seconds, **fitting)
     if current().first:

@@ -36,7 +36,7 @@ from ..storage import plain, write_json
 
 if TYPE_CHECKING:
     from ..config import Experiment
-    from ..data import SequenceSet
+    from ..data import SequenceSet, ShardedSet
 
 PAUSED = 75  # exit status of a training that stopped on purpose and can be resumed (EX_TEMPFAIL)
 PROGRESS = "VADER_PROGRESS"  # set: show progress bars though no terminal is there
@@ -96,7 +96,7 @@ def torchrun_command(nodes: int, ranks: int, meeting: str, **options: Any) -> li
 def train_on(
     ranks: int,
     config: Experiment,
-    data: SequenceSet,
+    data: SequenceSet | ShardedSet,
     stage: str,
     device: str = "auto",
     max_seconds: float | None = None,
@@ -136,10 +136,10 @@ def train_on(
         raise RunError(f"training on {ranks} ranks failed: " + "\n".join(lines[-8:]))
 
 
-def read_job(file: Path) -> tuple[Experiment, SequenceSet, dict[str, Any]]:
+def read_job(file: Path) -> tuple[Experiment, SequenceSet | ShardedSet, dict[str, Any]]:
     """What `train_on` wrote: the experiment, its data, and options of `fit`."""
     from ..config import Experiment, from_plain
-    from ..data import load_set
+    from ..data import open_set
 
     job = json.loads(Path(file).read_text(encoding="utf-8"))
-    return from_plain(Experiment, job["experiment"]), load_set(Path(job["data"])), job["options"]
+    return from_plain(Experiment, job["experiment"]), open_set(Path(job["data"])), job["options"]
