@@ -72,7 +72,7 @@ def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 
         elastic_launch(config, sys.executable)("-m", "vader.training", *arguments)
     except ChildFailedError as error:
         statuses = {failure.exitcode for failure in error.failures.values()}
-        return PAUSED if statuses == {PAUSED} else 1
+        return PAUSED if PAUSED in statuses else 1  # which all ranks agree on; the agent may stop some before their end
     except SignalException as error:
         return PAUSED if error.sigval == signal.SIGTERM else 1
     return 0
