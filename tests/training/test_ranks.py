@@ -160,7 +160,7 @@ def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert select_device("cuda") == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RunError, match="this machine's rank 2 has no GPU: there are 2"):
+    with pytest.raises(RunError, match="rank 2 of this machine needs a GPU, but there are 2"):
         select_device("auto")
 
 

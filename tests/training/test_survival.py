@@ -46,14 +46,14 @@ def test_no_kill_loses_a_finished_checkpoint_or_changes_the_result(tmp_path):
                 time.sleep(0.002)
             time.sleep(random_moment.uniform(0, 0.02))
             process.kill()
-        process.join(60)
+        process.join(240)
         assert process.exitcode == -signal.SIGKILL, "the training ended before it could be killed: add steps"
         finished = int((journal.read_text().split() or ["0"])[-1])
         assert last_clock(work) >= finished, "a finished checkpoint was lost"
         begun += any(work.glob("checkpoint-*.tmp"))
     assert begun >= KILLS_INSIDE // 2, "too few kills fell into a write"
     process = start(draw_to_the_end, work, STEPS)
-    process.join(60)
+    process.join(240)
     assert process.exitcode == 0
     assert torch.equal(weights(work), expected)
     assert len(checkpoints.checkpoints(work)) == checkpoints.KEPT and not list(work.glob("checkpoint-*.tmp"))
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
 def test_a_full_disk_stops_training_and_leaves_the_earlier_checkpoint(tmp_path):
     with pytest.raises(Paused):
         fit(Drawing(8, size=20_000), tmp_path, runs.Record(tmp_path, 0), max_seconds=0.0)
-    start(draw_on_a_full_disk, tmp_path).join(60)
+    start(draw_on_a_full_disk, tmp_path).join(240)
     error = (tmp_path / "error").read_text()
     assert "checkpoint-000000000002: cannot be written" in error and "File too large" in error
     assert "checkpoint-000000000001 stays, and the run resumes from it" in error
