@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, full_size, renderer, sampler, shards
+from tests.benchmarks import contest, full_size, renderer, sampler, shards, training
+from tests.ranks import shared_experiment
 from tests.test_reports import faults_of_benchmark
 from vader.data import load_shards
 from vader.profiles import PAPER, experiment
@@ -79,6 +80,14 @@ def test_a_synthetic_sharded_set_is_written_and_read(tmp_path):
     if sys.platform == "linux":
         values = shards.opened(folder, steps=4)
         assert 0 < values["of which before opening, MiB"] <= values["peak resident MiB after reading"]
+
+
+def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):
+    config = shared_experiment(microbatches=1)
+    for quantity in training.loop_share(config, seconds=0.3, checkpoint_seconds=0.1):
+        assert 0 < quantity.value < 1
+    rows = training.views((16,), repeats=1, resolution=32)
+    assert faults_of_benchmark({"rows": rows}) == []
 
 
 def test_ratios_are_taken_repetition_by_repetition():

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, full_size, shards, chamfer, features; all unless some are named) and writes
-`reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing else
-run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
+runs the parts (renderer, sampler, stage1, full_size, shards, training, chamfer, features; all unless some are named)
+and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing
+else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
 the report says so.
 """
 
@@ -28,7 +28,7 @@ from vader.runs import utc_now
 from vader.storage import write_json
 from vader.training import select_device
 
-from . import chamfer, features, full_size, renderer, sampler, shards, stage1
+from . import chamfer, features, full_size, renderer, sampler, shards, stage1, training
 from .contest import Quantity
 
 Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
@@ -60,6 +60,11 @@ def run_shards(device: torch.device) -> Part:
     return [], shards.startup(), {}
 
 
+def run_training(device: torch.device) -> Part:
+    """On the CPU, whatever the device: ranks are processes of this machine."""
+    return training.two_ranks() + training.views(), training.loop_share(), {}
+
+
 def run_chamfer(device: torch.device) -> Part:
     return chamfer.compare(), [], {}
 
@@ -74,6 +79,7 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "stage1": (run_stage1, ()),
     "full_size": (run_full_size, ()),
     "shards": (run_shards, ("webdataset",)),
+    "training": (run_training, ()),
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def batch_of_one() -> Experiment:
 class LatentNoise(Denoising):
     """Stage 2 on a latent of noise: what it holds does not change the cost."""
 
-    def features(self, autodecoder_run: Run | None) -> Tensor:
+    def features(self, autodecoder_run: Run) -> Tensor:
         return torch.randn(1, *self.config.autodecoder.latent_shape)
 
 
@@ -47,7 +48,7 @@ def first_stage(device: torch.device, config: Experiment) -> list[Quantity]:
 
 def second_stage(device: torch.device, config: Experiment) -> list[Quantity]:
     """Seconds, shares and peak memory of stage 2."""
-    task = LatentNoise(config, None, device)
+    task = LatentNoise(config, SimpleNamespace(record={"objects": ["noise"]}), device)
 
     def network() -> None:
         task.step(0)

@@ -13,33 +13,19 @@ import torch
 from vader.autodecoder.losses import foreground_loss, pyramid_l1
 from vader.autodecoder.reconstruction import Reconstruction
 from vader.config import Experiment
-from vader.data import Sequence, SequenceSet
 from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
 from vader.rendering.volume import render_rays
+from vader.studies.scaling import noise_pictures
 
 from .contest import Quantity, alternate
-
-
-def noise_pictures(config) -> SequenceSet:
-    """As many objects as the experiment trains on, with random pixels: what they show does not change the cost."""
-    data = config.data
-    sequences = []
-    for index in range(data.num_objects):
-        generator = torch.Generator().manual_seed(index)
-        cameras = sample_orbit(data.train_views + data.heldout_views, data, generator)
-        shape = (len(cameras), data.resolution, data.resolution)
-        images = torch.randint(256, (*shape, 3), generator=generator).to(torch.uint8)
-        masks = torch.randint(256, shape, generator=generator).to(torch.uint8)
-        sequences.append(Sequence(f"noise-{index}", images, masks, cameras, "train"))
-    return SequenceSet("noise", "0" * 64, tuple(sequences), data.train_views, data.heldout_views, None, "1" * 64)
 
 
 def breakdown(device: torch.device, config: Experiment | None = None, repeats: int = 7) -> list[Quantity]:
     """Median seconds of a step (default: of the laptop profile), the share of each part, and what the parts leave over
     ('other')."""
     config = config or experiment("laptop", "furniture_chairs")
-    task = Reconstruction(config, noise_pictures(config), device)
+    task = Reconstruction(config, noise_pictures(config, config.data.num_objects), device)
     settings = task.settings
     b, v, r = settings.objects_per_step, settings.views_per_object, config.data.resolution
     batch = task.draw(0)

@@ -75,10 +75,24 @@ def edm_loss(
 
     ln sigma ~ N(p_mean, p_std^2) and lambda = 1 / c_out^2, so the network starts with a loss of 1 at every sigma.
     """
-    sigma = (p_mean + p_std * standard_normal((len(x),), generator, x.device)).exp()
-    noise = standard_normal(tuple(x.shape), generator, x.device)
-    error = denoiser(x + per_object(sigma, x) * noise, sigma, context) - x
-    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    sigma, noise = corruption(tuple(x.shape), generator, x.device, p_mean, p_std)
+    return corrupted_loss(denoiser, denoiser.sigma_data, x, sigma, noise, context)
+
+
+def corruption(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str, p_mean: float, p_std: float
+) -> tuple[Tensor, Tensor]:
+    """What a batch of this shape is corrupted with: sigma (b,), with ln sigma ~ N(p_mean, p_std^2), and noise n."""
+    sigma = (p_mean + p_std * standard_normal(shape[:1], generator, device)).exp()
+    return sigma, standard_normal(shape, generator, device)
+
+
+def corrupted_loss(
+    denoise: Denoise, sigma_data: float, x: Tensor, sigma: Tensor, noise: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """`edm_loss` under a given corruption."""
+    error = denoise(x + per_object(sigma, x) * noise, sigma, context) - x
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return weight * error.square().flatten(1).mean(1)
 
 

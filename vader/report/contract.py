@@ -25,8 +25,9 @@ METRICS = {  # name in reports -> name in tables
     "psnr": "PSNR ↑", "lpips": "LPIPS ↓", "iou": "IoU ↑", "ari": "ARI ↑",
     "rotation_error_deg": "rotation error (°) ↓", "attribute_accuracy": "attribute accuracy ↑",
     "parameters": "parameters", "flops": "FLOPs", "seconds": "seconds ↓",
+    "bytes": "bytes ↓",
 }  # fmt: skip
-COUNTS = ("parameters", "flops")  # exact, so they have no spread
+COUNTS = ("parameters", "flops", "bytes")  # exact, so they have no spread
 VERDICTS = ("fails", "inconclusive", "holds", "not_tested")  # in the order in which a reader should see them
 WITH_FEATURES = ("fid", "kid", "fd", "kd", "lpips")
 SOURCES = ("measured", "paper")
