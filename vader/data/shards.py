@@ -29,7 +29,8 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..rendering.cameras import Cameras
-from .sequence import SPLITS, DataError, Sequence, SequenceSet, data_digest
+from .prepared import SPLITS, DataError, SequenceSet, data_digest
+from .sequence import Sequence
 
 SCHEMA_VERSION = 1
 WINDOW = 8  # shards whose objects are shuffled together
