@@ -13,7 +13,7 @@ import torch
 from tests.tiny import balls, tiny_experiment
 from vader import runs, training
 from vader.autodecoder.reconstruction import Reconstruction, load_autodecoder
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.diffusion.denoising import extract_latents, load_denoiser
 from vader.runs import Paused, RunError
 from vader.storage import read_json, read_weights

@@ -6,26 +6,11 @@ Defaults are Table 5's Chairs column; `profiles.py` has the other columns and th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
-
-class ConfigError(ValueError):
-    """A setting that cannot work, found before any work starts."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """' (did you mean X?)' for the closest of `known`, or the empty string."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+from .checks import nearest, require
 
 
 def later(default: Any) -> Any:
@@ -34,18 +19,6 @@ def later(default: Any) -> Any:
     While it has its default it is left out of digests, so that those runs are found as before.
     """
     return field(default=default, metadata={"later": True})
-
-
-def from_plain(kind: type, values: dict[str, Any]) -> Any:
-    """Settings of a dataclass from the JSON values of `storage.plain`. Raises ConfigError naming an unknown field."""
-    types, made = get_type_hints(kind), {}
-    for name, value in values.items():
-        require(name in types, f"{kind.__name__} has no field {name!r}{nearest(name, list(types))}")
-        if dataclasses.is_dataclass(types[name]):
-            made[name] = from_plain(types[name], value)
-        else:
-            made[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**made)
 
 
 WORD_BITS = 32  # w of Eq. 10

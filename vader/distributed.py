@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .config import require
+from .checks import require
 from .storage import RunError
 
 AGREEMENT_BYTES = 3 * 8  # what ranks exchange at each step about pausing, checkpoints and losses that are not finite

@@ -10,17 +10,16 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from .checks import ConfigError, nearest
 from .config import (
     PACKAGED_ENCODER,
     AutodecoderConfig,
-    ConfigError,
     DataConfig,
     Experiment,
     InversionConfig,
     ReconstructionConfig,
     TextConfig,
     UNetConfig,
-    nearest,
 )
 from .paper import TRAINING_OBJECTS
 

@@ -25,7 +25,7 @@ from vader.baselines.diffrf import (
 )
 from vader.baselines.diffrf_config import PROFILES, DiffRFConfig, FieldDiffusionConfig, diffrf
 from vader.baselines.radiance_fields import TrainingRays, fields_run, load_fields, photometric_loss, to_volume
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.diffusion.edm import standard_normal
 from vader.diffusion.sampling import object_generators
 from vader.runs import Paused, RunError

@@ -14,7 +14,7 @@ from vader.baselines import eg3d
 from vader.baselines.adversarial import GANSystem, RealViews, resized
 from vader.baselines.eg3d import DualDiscriminator, EG3DConfig, EG3DTraining, TriPlaneGenerator, sample_planes
 from vader.baselines.stylegan2 import Linear, ModulatedConv, activate, enlarge, minibatch_deviation
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
 from vader.rendering.volume import render_views
 from vader.runs import Paused, Record, RunError

@@ -12,7 +12,7 @@ from tests.tiny import balls, tiny_experiment
 from vader.baselines import pi_gan
 from vader.baselines.adversarial import GANSystem, RealViews
 from vader.baselines.pi_gan import PiGANConfig, PiGANTraining, ProgressiveDiscriminator, SirenGenerator
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
 from vader.runs import Paused, Record, RunError
 from vader.storage import read_weights

@@ -21,7 +21,8 @@ from vader.baselines.radiance_fields import (
     to_volume,
     total_variation,
 )
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import SequenceSet
 from vader.data.procedural import render_object
 from vader.metrics.images import psnr

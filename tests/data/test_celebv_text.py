@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import celebv_text, load_videos, prepare
 from vader.data.celebv_text import FILTER, decode, filter_report, list_clips, passing_frames, select_frames
 from vader.data.prepared import DataError

@@ -15,7 +15,8 @@ import pytest
 import torch
 import trimesh
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import DataError, furniture, furniture_catalogue, load_set, mesh_render, prepare
 from vader.data import __main__ as command
 from vader.data.furniture import HELDOUT_MODELS, attribution_page, list_jobs, select, sources, split_models

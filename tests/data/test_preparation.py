@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import prepare, sequence
 from vader.data.preparation import SetWriter, prepare_set
 from vader.data.sequence import DataError, Sequence, load_sequence, load_set, object_cameras

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import load_videos, prepare, puppets, truth_of
 from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import LIGHT_RIG, Material, Primitive, cast, render, render_labelled

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data.preparation import prepare_set
 from vader.data.prepared import DataError
 from vader.data.sequence import load_set

@@ -10,7 +10,8 @@ import torch
 from tests.tiny import balls, tiny_experiment
 from vader import generation, runs, training
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
-from vader.config import PACKAGED_ENCODER, ConfigError, TextConfig
+from vader.checks import ConfigError
+from vader.config import PACKAGED_ENCODER, TextConfig
 from vader.data import DataError
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising

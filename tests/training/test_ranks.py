@@ -14,14 +14,15 @@ from tests.ranks import CPU, PARTITIONED, given_latents, group, shared_experimen
 from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.config import ConfigError, Experiment, from_plain
+from vader.checks import ConfigError
+from vader.config import Experiment
 from vader.data import SequenceSet
 from vader.data.preparation import SetWriter
 from vader.data.views import MemoryViews
 from vader.distributed import Ranks, joined, select_device
 from vader.profiles import PAPER, experiment
 from vader.runs import RunError
-from vader.storage import plain, read_weights
+from vader.storage import from_plain, plain, read_weights
 from vader.training import autodecoder_run, launch, plan, torchrun_command
 from vader.training.launch import PAUSED
 

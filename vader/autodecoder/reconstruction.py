@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
 from ..distributed import ALONE, Ranks, stream_seed

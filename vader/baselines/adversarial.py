@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import runs
-from ..config import Experiment, nearest, require
+from ..checks import nearest, require
+from ..config import Experiment
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import standard_normal
 from ..diffusion.ema import EMA

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import runs
-from ..config import require
+from ..checks import require
 from ..costs import denoiser_stages
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import per_object, standard_normal

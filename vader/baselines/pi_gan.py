@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet
 from ..rendering.cameras import Cameras
 from ..rendering.volume import render_field

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import ConfigError, DataConfig, nearest
+from ..checks import ConfigError, nearest
+from ..config import DataConfig
 from .furniture_catalogue import Catalogue, CatalogueNotFound, Model, open_catalogue, read_catalogues
 from .mesh_render import (
     CREASE_ANGLE,

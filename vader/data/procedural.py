@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ..config import ConfigError, DataConfig, nearest
+from ..checks import ConfigError, nearest
+from ..config import DataConfig
 from .factors import CONTINUOUS, DISCRETE, FINISHES, describe, draw
 from .preparation import prepare_set
 from .raycast import LIGHT_RIG, SPHERE_RADIUS, mesh, render

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ConfigError, DataConfig
+from ..checks import ConfigError
+from ..config import DataConfig
 from ..rendering.cameras import Cameras, intrinsics_from_fov
 from .prepared import (
     FACTS,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..distributed import ALONE, Ranks
 from ..runs import Run
 from ..storage import load_weights, plain, read_weights, save_weights

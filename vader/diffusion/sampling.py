@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import SamplerConfig, require
+from ..checks import require
+from ..config import SamplerConfig
 from .edm import Denoise, Denoiser, sample, standard_normal
 
 MAX_BATCH = 256  # beyond it a GPU gains nothing, and an interruption costs more

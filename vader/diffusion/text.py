@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import PACKAGED_ENCODER, TextConfig, require
+from ..checks import require
+from ..config import PACKAGED_ENCODER, TextConfig
 from ..data.sequence import DataError, SequenceSet
 from ..storage import canonical, read_weights, save_weights
 from ..weights import WeightsError, resolve

@@ -16,7 +16,8 @@ import torch
 
 from .. import costs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet, prepare
 from ..evaluation import Mean, heldout_reconstruction
 from ..generation import Models

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from .. import costs, evaluation, figures, generation, runs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import EvaluationConfig, Experiment, require
+from ..checks import require
+from ..config import EvaluationConfig, Experiment
 from ..data import DataError, SequenceSet, load_set, prepare
 from ..diffusion.denoising import Denoising
 from ..generation import Models

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from .. import costs, runs
-from ..config import ConfigError, Experiment
+from ..checks import ConfigError
+from ..config import Experiment
 from ..data import prepare
 from ..distributed import current, joined
 from ..profiles import experiment

@@ -138,8 +138,9 @@ def train_on(
 
 def read_job(file: Path) -> tuple[Experiment, SequenceSet | ShardedSet, dict[str, Any]]:
     """What `train_on` wrote: the experiment, its data, and options of `fit`."""
-    from ..config import Experiment, from_plain
+    from ..config import Experiment
     from ..data import open_set
+    from ..storage import from_plain
 
     job = json.loads(Path(file).read_text(encoding="utf-8"))
     return from_plain(Experiment, job["experiment"]), open_set(Path(job["data"])), job["options"]

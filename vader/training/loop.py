@@ -23,7 +23,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from .. import runs
-from ..config import require
+from ..checks import require
 from ..distributed import ALONE, Ranks, stream_seed
 from ..provenance import peak_memory
 from ..runs import Paused, RunError
