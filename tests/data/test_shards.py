@@ -116,7 +116,7 @@ def test_an_interrupted_preparation_goes_on_with_the_next_shard(tmp_path, module
 
 
 def test_shards_can_be_written_by_other_processes(tmp_path, module_set):
-    task = ShardWriter(CONFIG, SOURCES, tmp_path, 3), render, 3, [3, 4, 5]
+    task = ShardWriter(CONFIG, SOURCES, tmp_path, 3), render, (3, [3, 4, 5])
     function, arguments = pickle.loads(pickle.dumps((_render_shard, task)))
     function(*arguments)
     (file,) = tmp_path.glob("*/*.tar")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
-from vader import generation, runs, training
+from vader import generation, runs
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.checks import ConfigError
 from vader.config import PACKAGED_ENCODER, TextConfig
@@ -18,7 +18,7 @@ from vader.diffusion.denoising import Denoising
 from vader.generation import Models
 from vader.profiles import TEXT, experiment
 from vader.storage import plain, read_weights, save_weights
-from vader.training import autodecoder_settings, diffusion_run
+from vader.training import autodecoder_settings, diffusion_run, stages
 from vader.weights import WeightsError
 
 WIDTH = 6
@@ -142,7 +142,7 @@ def test_embeddings_that_are_not_these_are_refused(letters, tmp_path):
 def test_a_missing_caption_is_named_before_anything_is_trained(caption, letters, monkeypatch):
     config = conditional()
     data = captioned(config, ["a", "b", caption, "d", "e", "f"])
-    monkeypatch.setattr(training, "autodecoder_run", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(stages, "autodecoder_run", lambda *_: pytest.fail("trained"))
     with pytest.raises(DataError, match="data set balls, object 'ball-2': caption is .*expected a text"):
         diffusion_run(config, data, "cpu")
 
@@ -297,8 +297,8 @@ def test_contexts_and_denoiser_have_to_fit(stage1):
 def test_captions_are_settings_of_a_conditional_run_and_of_no_other(stage1, monkeypatch):
     config, data, run = stage1
     asked = []
-    monkeypatch.setattr(training, "autodecoder_run", lambda *_: run)
-    monkeypatch.setattr(training.runs, "get", lambda name, settings, *_: asked.append(settings))
+    monkeypatch.setattr(stages, "autodecoder_run", lambda *_: run)
+    monkeypatch.setattr(stages.runs, "get", lambda name, settings, *_: asked.append(settings))
     diffusion_run(config, data, "cpu")
     diffusion_run(config, captioned(config, ["cube"] * 6), "cpu")
     diffusion_run(tiny_experiment(), data, "cpu")
