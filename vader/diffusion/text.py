@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,7 +152,10 @@ def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:
     $VADER_WEIGHTS/<last part of its name> or from the hub. Raises WeightsError saying what there is instead.
     """
     try:
-        import transformers
+        with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm, which it imports, complains
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import transformers
+            from transformers import AutoModelForTextEncoding, AutoTokenizer, BertModel
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
@@ -159,15 +163,15 @@ def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     if config.encoder == PACKAGED_ENCODER:
-        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, transformers.BertModel
+        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, BertModel
     else:
         place, local = _t5_place(config.encoder)
-        model_class = transformers.AutoModelForTextEncoding
+        model_class = AutoModelForTextEncoding
     try:
         settings = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
         if config.encoder != PACKAGED_ENCODER and settings.model_type not in T5_FAMILY:
             raise WeightsError(f"{config.encoder}: is a {settings.model_type}, expected one of {T5_FAMILY}")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
         model = model_class.from_pretrained(place, local_files_only=local, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise WeightsError(_unavailable(config.encoder, place, local, error)) from error
