@@ -36,16 +36,6 @@ TINY = FieldsConfig(
 TRAINING_RAYS = TrainingRays(balls(tiny_experiment()), torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def data():
-    return balls(tiny_experiment())
-
-
 def test_a_chair_reaches_25_db_on_views_it_was_not_fitted_to():
     config = DataConfig("procedural_chairs", 1, 0, train_views=16, heldout_views=4, resolution=32, supersampling=2)
     sequence, _ = render_object((config, 0))

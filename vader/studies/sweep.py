@@ -39,7 +39,7 @@ from ..profiles import study
 from ..report import decide, seed_interval
 from ..runs import Paused, Run
 from ..storage import read_weights, save_weights
-from ..training import autodecoder_run, fit, select_device
+from ..training import PAUSED, autodecoder_run, fit, select_device
 
 Measurements = dict[str, Tensor]  # of one training, by quantity
 
@@ -353,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         done = table(sweep, prepare(sweep.base.data), options.device, options.workers, options.max_seconds)
     except Paused as pause:
         print(pause, file=sys.stderr)
-        return 75
+        return PAUSED
     print(done.run.folder)
     return 0
 

@@ -18,19 +18,25 @@ from .loop import CHECKPOINT_SECONDS
 from .stages import autodecoder_run, diffusion_run
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m vader.training", description=main.__doc__)
+def run_options(module: str, description: str | None, data_required: bool = True) -> argparse.ArgumentParser:
+    """The options that every command has which trains something."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", help="data set, e.g. furniture_chairs")
-    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--data", required=data_required, help="data set, e.g. furniture_chairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
-    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = run_options("vader.training", main.__doc__, data_required=False)
+    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
     steps = parser.add_argument_group("several ranks (torchrun --nproc-per-node=K -m vader.training ..., or --ranks K)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
     steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share (a setting of the run)")
