@@ -16,7 +16,6 @@ from .config import (
     AutodecoderConfig,
     DataConfig,
     Experiment,
-    InversionConfig,
     ReconstructionConfig,
     TextConfig,
     UNetConfig,
@@ -156,7 +155,7 @@ DEPARTURES = {
         data=dict(num_objects=512, heldout_objects=64, train_views=12, heldout_views=2),
         reconstruction=dict(images_seen=96_000),
         unet=dict(cross_attention_resolutions=(4,)),  # at 8^3, too, a step takes a third longer
-        diffusion=dict(latents_seen=72_000),
+        diffusion=dict(latents_seen=160_000),
         evaluation=dict(num_samples=64),
     ),
     ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
@@ -328,15 +327,6 @@ def study(name: str, profile: str) -> Experiment:
         hint = nearest(profile, profiles)
         raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
     return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
-
-
-# New objects, fitted to their images; the decoder is tuned afterwards.
-INVERSION = {
-    "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
-    "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
-    "gpu": InversionConfig(steps=1000, tuning_steps=200),
-    "paper": InversionConfig(tuning_steps=500),
-}
 
 
 def experiment(profile: str, data: str) -> Experiment:
