@@ -46,6 +46,20 @@ class Baseline(Generic[Settings]):
         require(profile in known, f"{self.label} has no profile {profile!r}{hint}; it has: {', '.join(known)}")
         return self.profiles[profile]
 
+    def decisive(self, config: Experiment, data: SequenceSet, settings: Settings | None = None) -> dict[str, Any]:
+        """What decides its run. settings: default, those of the profile."""
+        return {
+            "stage": self.name,
+            "data": data.digest,
+            self.name: settings or self.settings(config.profile),
+            "weights_precision": config.weights_precision,
+            "seed": config.seed,
+        }
+
+    def find(self, config: Experiment, data: SequenceSet) -> Run | None:
+        """Its run on a data set where the run store has it."""
+        return runs.find(f"{data.name}-{self.name}", self.decisive(config, data))
+
     def run(
         self,
         config: Experiment,
@@ -56,20 +70,13 @@ class Baseline(Generic[Settings]):
     ) -> Run:
         """Its run on a data set: found in the run store, or trained now. settings: default, those of the profile."""
         settings = settings or self.settings(config.profile)
-        decisive: dict[str, Any] = {
-            "stage": self.name,
-            "data": data.digest,
-            self.name: settings,
-            "weights_precision": config.weights_precision,
-            "seed": config.seed,
-        }
 
         def train(work: Path) -> None:
             task = self.task(config, settings, data, select_device(device))
             record = runs.Record(work, config.seed, task.device, pixels=data.pixel_record(), **task.facts())
             fit(task, work, record, max_seconds)
 
-        return runs.get(f"{data.name}-{self.name}", decisive, train, data)
+        return runs.get(f"{data.name}-{self.name}", self.decisive(config, data, settings), train, data)
 
     def load(
         self,
