@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,16 @@ def given_latents(config: Experiment, latents: Tensor) -> Denoising:
 
 def train_stage_2(rank: int, config: Experiment, work: Path, latents: Tensor) -> None:
     fit(given_latents(config, latents), work, runs.Record(work, 0))
+
+
+def meet_late(rank: int, size: int, port: int, attempt: int) -> None:
+    """Meet the other ranks at a store that outlives them, as torchrun's does; the last rank comes after the others."""
+    time.sleep(rank * attempt * 0.5)
+    variables = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": attempt}
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    with joined() as ranks:
+        assert ranks.gathered(rank) == [*range(size)]
 
 
 def last_clock(work: Path) -> int:

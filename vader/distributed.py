@@ -227,8 +227,12 @@ def joined() -> Iterator[Ranks]:
         raise RunError(f"WORLD_SIZE is set, but {', '.join(missing)} is not; expected those that torchrun sets")
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun's store still has the addresses of workers that died, and who reads one of them waits for ever
+        store = dist.PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (dist.DistNetworkError, ValueError) as error:
         raise RunError(
             f"ranks cannot meet at {address} ({str(error).splitlines()[0]}); if the port is in use, take another one "

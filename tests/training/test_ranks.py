@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.ranks import CPU, PARTITIONED, given_latents, group, shared_experiment, train_stage_1, train_stage_2
+from tests.ranks import (
+    CPU,
+    PARTITIONED,
+    given_latents,
+    group,
+    meet_late,
+    shared_experiment,
+    start,
+    train_stage_1,
+    train_stage_2,
+)
 from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
@@ -116,6 +127,18 @@ def test_batch_norm_moves_by_the_mean_of_its_microbatches():
     torch.testing.assert_close(norm.running_mean, 0.1 * mean)
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * sum(x.var(0) for x in parts) / 2)
     assert norm.num_batches_tracked == 1
+
+
+def test_ranks_that_are_started_again_do_not_look_for_dead_ones():
+    """What the first two left in the store could send the next two to processes that are gone, to wait for ever."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for attempt in range(2):
+        for key in server.list_keys():
+            server.set(key, "address of a dead process")
+        processes = [start(meet_late, rank, 2, server.port, attempt) for rank in range(2)]
+        for process in processes:
+            process.join(30)
+        assert [process.exitcode for process in processes] == [0, 0], attempt
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be
