@@ -36,23 +36,25 @@ def autodecoder_run(
     device: str = "auto",
     max_seconds: float | None = None,
     ranks: int = 1,
+    shard: bool = False,
     **options: Any,
 ) -> Run:
     """The stage-1 run of an experiment: found, or trained on the data's training objects.
 
-    ranks: more than one trains in that many processes, started from here, with their progress shown here. options:
-    those of `fit`. How many ranks train is no setting; into how many `microbatches` a step is divided is one.
+    ranks: more than one trains in that many processes, started from here, with their progress shown here. shard: they
+    divide the weights (`sharding`) and do not copy them. options: those of `fit`. How many ranks train, and how they
+    keep the weights, is no setting; into how many `microbatches` a step is divided is one.
     """
     name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
 
     def train(work: Path) -> None:
-        group = current()
+        group = current(shard)
         task = Reconstruction(config, data, select_device(device), group)
         record = _record(work, config, task, group, pixels=data.pixel_record())
         fit(task, work, record, max_seconds, **options)
 
     if ranks > 1 and runs.find(name, settings) is None:
-        train_on(ranks, config, data, "autodecoder", device, max_seconds, **options)
+        train_on(ranks, config, data, "autodecoder", device, max_seconds, shard=shard, **options)
     return _get(name, settings, train, data)
 
 
@@ -62,6 +64,7 @@ def diffusion_run(
     device: str = "auto",
     max_seconds: float | None = None,
     ranks: int = 1,
+    shard: bool = False,
     **options: Any,
 ) -> Run:
     """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be.
@@ -70,7 +73,7 @@ def diffusion_run(
     `autodecoder_run`. Raises DataError, before any training, for a caption that is missing.
     """
     conditions = {"text": text_digest(data, config.text)} if config.conditional else {}
-    stage1 = autodecoder_run(config, data, device, max_seconds, ranks, **options)
+    stage1 = autodecoder_run(config, data, device, max_seconds, ranks, shard, **options)
     name = f"{data.name}-diffusion"
     settings = {
         "stage": "diffusion",
@@ -83,14 +86,14 @@ def diffusion_run(
     }
 
     def train(work: Path) -> None:
-        contexts, group = None, current()
+        contexts, group = None, current(shard)
         if config.conditional:
             contexts = text_embeddings(data, config.text).rows(data, "train", config.unet.context_dim)
         task = Denoising(config, stage1, select_device(device), contexts, group)
         fit(task, work, _record(work, config, task, group), max_seconds, **options)
 
     if ranks > 1 and runs.find(name, settings) is None:
-        train_on(ranks, config, data, "diffusion", device, max_seconds, **options)
+        train_on(ranks, config, data, "diffusion", device, max_seconds, shard=shard, **options)
     return _get(name, settings, train)
 
 
