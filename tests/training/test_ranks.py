@@ -211,11 +211,17 @@ def test_a_single_rank_has_nobody_to_divide_weights_with(capsys):
     assert "start several or leave it out" in capsys.readouterr().err
 
 
-def test_ranks_that_do_not_divide_the_step_are_refused():
+def test_ranks_that_do_not_divide_the_step_are_refused(monkeypatch, capsys):
     with pytest.raises(ConfigError, match="3 ranks cannot share 4 microbatches a step equally; set microbatches to a"):
         Ranks(0, 3).share(4)
     with pytest.raises(ConfigError, match="2 ranks cannot share 1 microbatches"):
         Reconstruction(tiny_experiment(), balls(tiny_experiment()), CPU, Ranks(0, 2))
+    command = ["--profile=smoke", "--data=procedural_chairs"]  # before data are prepared or processes started
+    assert main([*command, "--ranks=2"]) == 1
+    assert "2 ranks cannot share 1 microbatches a step" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main([*command, "--microbatches=4"]) == 1
+    assert "3 ranks cannot share 4 microbatches a step" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="objects_per_step 4 does not divide into 3 microbatches"):
         shared_experiment(microbatches=3)
     with pytest.raises(ConfigError, match="sparse_embedding trains on 2 ranks only where the library is partitioned"):

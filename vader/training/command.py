@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .. import costs, runs
 from ..checks import ConfigError
 from ..config import Experiment
 from ..data import prepare
-from ..distributed import current, joined, require_several, threads_each
+from ..distributed import Ranks, current, joined, require_several, threads_each
 from ..profiles import experiment
 from ..runs import Paused, RunError
 from .launch import PAUSED, launch, read_job
@@ -55,10 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not (options.data or options.job):
         parser.error("the following arguments are required: --data")
     try:
+        config = None if options.job else _experiment(options)
         if options.ranks > 1 and not options.dry_run:
             return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
         with joined():
-            return _train(options)
+            return _train(options, config)
     except Paused as pause:
         print(pause, file=sys.stderr)
         return PAUSED
@@ -67,23 +69,31 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _train(options: argparse.Namespace) -> int:
-    sharded, group = options.shard == "fully", current()
-    require_several(max(options.ranks, group.size), sharded)
+def _experiment(options: argparse.Namespace) -> Experiment:
+    """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    if options.microbatches or options.partitioned:
+        parts = {"microbatches": options.microbatches or 1}
+        config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
+    ranks = max(options.ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    require_several(ranks, options.shard is not None)
+    for settings in (config.reconstruction, config.diffusion):
+        Ranks(0, ranks).share(settings.microbatches)
+    return config
+
+
+def _train(options: argparse.Namespace, config: Experiment | None) -> int:
+    group, sharded = current(), options.shard is not None
     fitting = {
         "shard": sharded,
         "checkpoint_seconds": options.checkpoint_seconds,
         "tensorboard": options.tensorboard,
         "skip_non_finite": options.skip_non_finite,
     }
-    if options.job:
+    if config is None:
         config, data, given = read_job(options.job)
         fitting |= given
     else:
-        config = experiment(options.profile, options.data).replace(seed=options.seed)
-        if options.microbatches or options.partitioned:
-            parts = {"microbatches": options.microbatches or 1}
-            config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
         if options.dry_run:
             if group.first:
                 print(plan(config, max(options.ranks, group.size), sharded))
