@@ -16,7 +16,6 @@ from .config import (
     AutodecoderConfig,
     DataConfig,
     Experiment,
-    InversionConfig,
     ReconstructionConfig,
     TextConfig,
     UNetConfig,
@@ -156,7 +155,7 @@ DEPARTURES = {
         data=dict(num_objects=512, heldout_objects=64, train_views=12, heldout_views=2),
         reconstruction=dict(images_seen=96_000),
         unet=dict(cross_attention_resolutions=(4,)),  # at 8^3, too, a step takes a third longer
-        diffusion=dict(latents_seen=72_000),
+        diffusion=dict(latents_seen=160_000),
         evaluation=dict(num_samples=64),
     ),
     ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
@@ -261,6 +260,10 @@ def _scientific(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+# Many small trainings to compare: pictures of 32 x 32 pixels, compared without a perceptual network.
+_QUICK_DATA = dict(resolution=32, supersampling=2)
+_QUICK_STAGE1 = dict(num_samples=24, learning_rate=2e-3, perceptual_network="none", perceptual_images=1)
+
 # Experiments of single studies, as changes to procedural chairs of a profile.
 STUDIES = {
     # Table 2: deep enough for blocks to be taken away, and more objects than a code of 64 numbers has room for.
@@ -270,16 +273,9 @@ STUDIES = {
         reconstruction=dict(images_seen=160, num_samples=12, density_noise_images=80),
     ),
     ("table2", "laptop"): dict(
-        data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, resolution=32, supersampling=2),
+        data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, **_QUICK_DATA),
         autodecoder=dict(embedding_dim=1024, max_channels=64, resolution=16, depth=3),
-        reconstruction=dict(
-            images_seen=51_200,
-            num_samples=24,
-            learning_rate=2e-3,
-            perceptual_network="none",
-            perceptual_images=1,
-            density_noise_images=40_960,
-        ),
+        reconstruction=dict(images_seen=51_200, density_noise_images=40_960, **_QUICK_STAGE1),
     ),
     # Figures 3 and 10: the latents of one autodecoder at three resolutions, sampled without fresh noise.
     ("figure3", "smoke"): dict(
@@ -302,17 +298,14 @@ STUDIES = {
         reconstruction=dict(images_seen=240, objects_per_step=8, views_per_object=1, num_samples=12),
     ),
     ("hashing", "laptop"): dict(
-        data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, resolution=32, supersampling=2),
+        data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, **_QUICK_DATA),
         autodecoder=dict(embedding_dim=256, max_channels=64, resolution=16, hash_rows=512),
         reconstruction=dict(
             images_seen=144_000,
             objects_per_step=32,
             views_per_object=2,
-            num_samples=24,
-            learning_rate=2e-3,
-            perceptual_network="none",
-            perceptual_images=1,
             density_noise_images=72_000,
+            **_QUICK_STAGE1,
         ),
     ),
 }
@@ -328,15 +321,6 @@ def study(name: str, profile: str) -> Experiment:
         hint = nearest(profile, profiles)
         raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
     return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
-
-
-# New objects, fitted to their images; the decoder is tuned afterwards.
-INVERSION = {
-    "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
-    "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
-    "gpu": InversionConfig(steps=1000, tuning_steps=200),
-    "paper": InversionConfig(tuning_steps=500),
-}
 
 
 def experiment(profile: str, data: str) -> Experiment:

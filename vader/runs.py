@@ -49,7 +49,7 @@ from .storage import (
 )
 
 if TYPE_CHECKING:
-    from .data.sequence import SequenceSet
+    from .data.prepared import SequenceSet
 
 __all__ = [
     "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "get",

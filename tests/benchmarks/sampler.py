@@ -106,7 +106,7 @@ class TimedNetwork(torch.nn.Module):
 
 
 def overhead(
-    device: torch.device, config: Experiment | None = None, steps: int = 18, batch: int = 16, repeats: int = 5
+    device: torch.device, config: Experiment | None = None, steps: int = 64, batch: int = 16, repeats: int = 3
 ) -> list[Quantity]:
     """The share of a sampling run that is spent outside the network, for each precision; graphs are off.
 

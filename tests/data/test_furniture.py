@@ -21,7 +21,8 @@ from vader.data import DataError, furniture, furniture_catalogue, load_set, mesh
 from vader.data import __main__ as command
 from vader.data.furniture import HELDOUT_MODELS, attribution_page, list_jobs, select, sources, split_models
 from vader.data.furniture_catalogue import CatalogueNotFound, read_catalogues
-from vader.data.sequence import data_digest, object_cameras
+from vader.data.prepared import data_digest
+from vader.data.sequence import object_cameras
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = DataConfig(

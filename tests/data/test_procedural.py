@@ -20,8 +20,9 @@ from vader.config import DataConfig
 from vader.data import __main__ as command
 from vader.data import open_set, prepare, procedural
 from vader.data.factors import CONTINUOUS, DISCRETE, describe, draw
+from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import HALF_EXTENT, LIGHT_RIG, SPHERE_RADIUS
-from vader.data.sequence import DataError, data_digest, object_cameras
+from vader.data.sequence import object_cameras
 from vader.profiles import experiment
 
 TINY = DataConfig(

@@ -19,7 +19,8 @@ from tests.tiny import tiny_experiment
 from vader.config import DataConfig
 from vader.data import DataError, SequenceSet, ShardedSet, load_shards, open_set
 from vader.data.preparation import ShardWriter, _render_shard, prepare_set
-from vader.data.sequence import Sequence, data_digest, object_cameras
+from vader.data.prepared import data_digest
+from vader.data.sequence import Sequence, object_cameras
 from vader.data.views import MemoryViews, ShardedViews, draw_views, training_views
 from vader.runs import Paused
 from vader.storage import read_weights

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..checks import ConfigError, nearest, require
 from ..config import DataConfig
-from .sequence import DataError, Sequence, SequenceSet, load_set
+from .prepared import DataError, SequenceSet
+from .sequence import Sequence, load_set
 from .shards import ShardedSet, load_shards
 from .video import Truth, Video, load_videos, truth_of
 

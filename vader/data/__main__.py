@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import ConfigError
 from ..profiles import experiment
 from . import READERS, prepare
-from .sequence import DataError, SequenceSet
+from .prepared import DataError, SequenceSet
 from .shards import ShardedSet
 from .video import Video
 

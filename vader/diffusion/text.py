@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..checks import require
 from ..config import PACKAGED_ENCODER, TextConfig
-from ..data.sequence import DataError, SequenceSet
+from ..data.prepared import DataError, SequenceSet
 from ..storage import canonical, read_weights, save_weights
 from ..weights import WeightsError, resolve
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import runs
 from ..autodecoder.reconstruction import Reconstruction
+from ..checks import require
 from ..config import Experiment
 from ..data import SequenceSet
 from ..diffusion.denoising import Denoising
@@ -65,15 +66,22 @@ def diffusion_run(
     max_seconds: float | None = None,
     ranks: int = 1,
     shard: bool = False,
+    stage1: Run | None = None,
     **options: Any,
 ) -> Run:
     """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be.
 
-    Of a conditional experiment, the captions and their encoding are settings too. Arguments are those of
+    stage1: the stage-1 run of another experiment whose autodecoder differs only in where it is split; the latent
+    resolution is then a setting of stage 2, since it decides nothing about how stage 1 trained. On one rank only. Of a
+    conditional experiment, the captions and their encoding are settings too. Other arguments are those of
     `autodecoder_run`. Raises DataError, before any training, for a caption that is missing.
     """
-    conditions = {"text": text_digest(data, config.text)} if config.conditional else {}
-    stage1 = autodecoder_run(config, data, device, max_seconds, ranks, shard, **options)
+    require(stage1 is None or ranks == 1, f"{ranks} ranks cannot share another experiment's stage 1, expected 1")
+    particular: dict[str, Any] = {"text": text_digest(data, config.text)} if config.conditional else {}
+    if stage1 is None:
+        stage1 = autodecoder_run(config, data, device, max_seconds, ranks, shard, **options)
+    else:
+        particular["latent_resolution"] = config.autodecoder.latent_resolution
     name = f"{data.name}-diffusion"
     settings = {
         "stage": "diffusion",
@@ -82,7 +90,7 @@ def diffusion_run(
         "diffusion": config.diffusion,
         "weights_precision": config.weights_precision,
         "seed": config.seed,
-        **conditions,
+        **particular,
     }
 
     def train(work: Path) -> None:
