@@ -208,6 +208,20 @@ def meet_late(rank: int, size: int, port: int, attempt: int) -> None:
         assert ranks.gathered(rank) == [*range(size)]
 
 
+def write_in_turn(rank: int, work: Path) -> None:
+    """What a rank makes takes the first one longest, and needs what that one made."""
+
+    def make() -> list[int]:
+        time.sleep(0.5 * (rank == 0))
+        with open(work / "made", "a+") as stream:
+            stream.write(f"{rank} ")
+            stream.seek(0)
+            return [int(word) for word in stream.read().split()]
+
+    made = distributed.current().in_turn(make)
+    assert made[0] == 0 and rank in made
+
+
 def draw_on_ranks(rank: int, work: Path) -> None:
     """Train what knows of no other ranks, in a group."""
     try:

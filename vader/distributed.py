@@ -153,6 +153,12 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def in_turn(self, make: Callable[[], Any]) -> Any:
+        """make() of each rank, the first one's before the others', for which what it writes is there."""
+        made = make() if self.first else None
+        self.told()
+        return made if self.first else make()
+
     def gathered(self, value: Any) -> list[Any]:
         """What each rank passes here, in their order, on every rank."""
         if self.size == 1:

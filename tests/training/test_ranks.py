@@ -24,6 +24,7 @@ from tests.ranks import (
     start,
     train_stage_1,
     train_stage_2,
+    write_in_turn,
 )
 from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
@@ -171,6 +172,11 @@ def test_ranks_that_are_started_again_do_not_look_for_dead_ones():
         for process in processes:
             process.join(30)
         assert [process.exitcode for process in processes] == [0, 0], attempt
+
+
+def test_the_first_rank_prepares_before_the_others(tmp_path):
+    assert group(write_in_turn, 3, tmp_path) == [0] * 3
+    assert sorted((tmp_path / "made").read_text().split()) == ["0", "1", "2"]
 
 
 def test_ranks_of_one_machine_share_its_cores(monkeypatch):

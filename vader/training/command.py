@@ -100,9 +100,7 @@ def _train(options: argparse.Namespace, config: Experiment | None) -> int:
             return 0
         reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
         reading = {name: value for name, value in reading.items() if value is not None}
-        data = prepare(config.data, **reading) if group.first else None
-        group.told()  # the others load what the first has prepared
-        data = data or prepare(config.data, **reading)
+        data = group.in_turn(lambda: prepare(config.data, **reading))
     if group.size > 1 and group.first:
         print(f"{group.size} ranks, {torch.get_num_threads()} CPU threads each", file=sys.stderr)
     stage = autodecoder_run if options.stage == "autodecoder" else diffusion_run
