@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -20,8 +21,11 @@ def shard(module: nn.Module) -> nn.Module:
     What its lists of modules hold is gathered by itself, and so are the parameters outside of lists. Parts have no
     strides of channels_last_3d, so these are given to the inputs of convolutions (and dropout draws in their order).
     """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # seconds to import
 
+    # by default it would be of GPUs, where there are any
+    mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # other ones cannot be divided
     for convolution in (m for m in module.modules() if isinstance(m, nn.Conv3d)):
@@ -29,7 +33,7 @@ def shard(module: nn.Module) -> nn.Module:
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     blocks = [m for m in itertools.chain(*reversed(lists)) if not isinstance(m, nn.ModuleList)]
     for part in (*blocks, module):
-        fully_shard(part)
+        fully_shard(part, mesh=mesh)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no average, nor a sum that divides
     return module

@@ -2,7 +2,7 @@
 
 On a cluster, `submitit` starts one of torchrun's agents per node, and they meet on the first one:
 
-    import submitit, subprocess
+    import os, subprocess, submitit
     from vader.training import torchrun_command
 
     def node():
@@ -10,7 +10,8 @@ On a cluster, `submitit` starts one of torchrun's agents per node, and they meet
         command = torchrun_command(
             8, 8, f"{first}:29500", profile="gpu", data="furniture_chairs", microbatches=64, partitioned=True
         )
-        return subprocess.run(command).returncode
+        threads = {"OMP_NUM_THREADS": "8"}  # of 64 cores for 8 ranks; torchrun gives each of them one
+        return subprocess.run(command, env=os.environ | threads).returncode
 
     executor = submitit.AutoExecutor(folder="runs/slurm")
     executor.update_parameters(nodes=8, tasks_per_node=1, gpus_per_node=8, cpus_per_task=64, timeout_min=24 * 60)
