@@ -12,10 +12,11 @@ import torch
 from .. import costs, runs
 from ..checks import ConfigError
 from ..config import Experiment
-from ..data import prepare
+from ..data import DataError, prepare
 from ..distributed import Ranks, current, joined, require_several, threads_each
 from ..profiles import experiment
 from ..runs import Paused, RunError
+from ..weights import WeightsError
 from .launch import PAUSED, launch, read_job
 from .loop import CHECKPOINT_SECONDS
 from .stages import autodecoder_run, diffusion_run
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Paused as pause:
         print(pause, file=sys.stderr)
         return PAUSED
-    except (RunError, ConfigError) as error:
+    except (RunError, ConfigError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
