@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 import torch
 
+from tests.data import test_shards
 from tests.tiny import balls, tiny_experiment
 from vader import generation, runs
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.checks import ConfigError
 from vader.config import PACKAGED_ENCODER, TextConfig
 from vader.data import DataError
+from vader.data.preparation import prepare_set
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising
 from vader.generation import Models
@@ -110,6 +112,42 @@ def test_embeddings_are_stored_beside_the_data_and_read_back(letters, tmp_path):
     assert first.contexts.shape == (6, 5, WIDTH)
     assert torch.equal(first.rows(data, "train", WIDTH), first.contexts[:4])
     assert torch.equal(first.rows(data, "test", WIDTH), first.contexts[4:])
+
+
+def test_captions_of_a_sharded_set_are_read_from_its_shards_once(letters, tmp_path):
+    pytest.importorskip("webdataset")
+    jobs, config = test_shards.JOBS, ENCODER
+    in_memory = prepare_set(test_shards.CONFIG, test_shards.SOURCES, jobs, test_shards.render, root=tmp_path)
+    data = test_shards.sharded(tmp_path / "tars")
+    expected, found = (text.text_embeddings(d, config) for d in (in_memory, data))
+    assert found.digest == expected.digest and torch.equal(found.contexts, expected.contexts)
+    for split, count in (("train", 10), ("test", 2)):
+        rows = found.rows(data, split, WIDTH)
+        assert len(rows) == count and torch.equal(rows, expected.rows(in_memory, split, WIDTH))
+    for shard in data.folder.glob("*.tar"):
+        shard.unlink()
+    assert torch.equal(text.text_embeddings(data, config).contexts, found.contexts) and len(letters) == 2
+    with pytest.raises(DataError, match="shard is missing, expected object 'toy.0'"):
+        text.text_digest(dataclasses.replace(data, checksum="0" * 64), config)
+
+
+def test_a_sharded_object_without_a_caption_is_named(tmp_path):
+    silent = test_shards.sharded(tmp_path, render=_silent)
+    with pytest.raises(DataError, match=r"object 'toy.5': caption is None, expected a text"):
+        text.text_digest(silent, ENCODER)
+
+
+def _silent(index: int):
+    sequence, mesh = test_shards.render(index)
+    return dataclasses.replace(sequence, caption=None if index == 5 else sequence.caption), mesh
+
+
+def test_a_denoiser_is_conditioned_on_captions_from_shards(letters, tmp_path):
+    pytest.importorskip("webdataset")
+    config = conditional(data=dict(name="toys", train_views=3, heldout_views=1, resolution=5))
+    data = test_shards.sharded(tmp_path)
+    run = diffusion_run(config, data, "cpu")
+    assert run.settings["text"] == text.text_digest(data, ENCODER) and run.record["latents"] == 10
 
 
 def test_embeddings_of_a_set_without_a_folder_are_not_stored(letters):

@@ -17,6 +17,7 @@ from ..distributed import ALONE, Ranks, stream_seed
 from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays
 from ..runs import Run
+from ..sharding import whole
 from ..storage import load_weights, save_weights
 from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
@@ -249,7 +250,7 @@ class Reconstruction:
     def save(self, work: Path) -> None:
         precision = getattr(torch, self.config.weights_precision)
         metadata = {"autodecoder": self.config.autodecoder, "objects": list(self.keys)}
-        weights = self.model.state_dict()
+        weights = whole(self.model.state_dict())
         if self.rows is not None:
             table = self.ranks.assembled(self.rows.weight.detach(), self.rows.embedding.objects, len(self.keys))
             weights["embedding.table.weight"] = table
