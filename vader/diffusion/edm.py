@@ -29,8 +29,7 @@ def per_object(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a network F (Eq. 7 and Tab. 1 of EDM).
 
-    The network may have any precision; x keeps its own. Without gradients the memory of the network's input is used
-    for the estimate, so its output has to lie elsewhere.
+    The network may have any precision; x keeps its own.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
@@ -49,11 +48,11 @@ class Denoiser(nn.Module):
         """The estimate of x0, shaped like x. sigma is (b,) and positive."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         scaled = per_object(c_in, x) * x
-        output = self.network(scaled.float(), c_noise.float(), context).to(x.dtype)
+        output = self.network(scaled.float(), c_noise.float(), context)
         c_skip, c_out = per_object(c_skip, x), per_object(c_out, x)
         if torch.is_grad_enabled():
-            return c_skip * x + c_out * output
-        return torch.mul(c_skip, x, out=scaled).addcmul_(c_out, output)  # the same, in memory that is at hand
+            return c_skip * x + c_out * output.to(x.dtype)
+        return scaled.copy_(output).mul_(c_out).addcmul_(c_skip, x)  # the same, in memory that is at hand
 
 
 def standard_normal(shape: tuple[int, ...], generators: Generators, device: torch.device | str) -> Tensor:
@@ -161,13 +160,12 @@ def sample(
     if config.s_churn > 0 and generators is None:
         raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
 
-    def residual(x: Tensor, sigma: float, out: Tensor) -> Tensor:  # sigma dx / dsigma
-        levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        return torch.sub(x, denoise(x, levels, context), out=out)
+    def estimate(x: Tensor, sigma: float) -> Tensor:
+        return denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), context)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise
-    euler, first, second = (torch.empty_like(x) for _ in range(3))  # on CPUs, fresh memory costs more than the sums
+    euler = torch.empty_like(x)  # on CPUs, fresh memory costs more than the sums
     steps = range(config.num_steps)
     for i in progress(steps) if progress else steps:
         sigma, following = sigmas[i], sigmas[i + 1]
@@ -176,11 +174,12 @@ def sample(
             added = config.s_noise * math.sqrt(raised**2 - sigma**2)
             fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
             x, sigma = x.add_(fresh, alpha=added), raised
-        residual(x, sigma, out=first)
-        step = following - sigma
+        # An Euler step x + (sigma' - sigma) (x - D) / sigma goes to D by the share 1 - sigma' / sigma of the way.
+        torch.lerp(x, estimate(x, sigma), 1 - following / sigma, out=euler)
         if following > 0:
-            residual(torch.add(x, first, alpha=step / sigma, out=euler), following, out=second)
-            x.add_(first, alpha=step / (2 * sigma)).add_(second, alpha=step / (2 * following))
+            # Heun: the mean of the slopes at both ends leads half as far as one Euler step and, from its end, another.
+            euler.lerp_(estimate(euler, following), sigma / following - 1)
+            x.lerp_(euler, 0.5)
         else:
-            x.add_(first, alpha=step / sigma)
+            x.copy_(euler)
     return x
