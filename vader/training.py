@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import costs, runs
+from .articulation.articulated import Articulation, rigid
 from .autodecoder.reconstruction import Reconstruction
 from .config import Experiment
 from .data import SequenceSet, prepare
@@ -197,11 +198,34 @@ def autodecoder_settings(config: Experiment, data: SequenceSet) -> dict[str, Any
 def autodecoder_run(
     config: Experiment, data: SequenceSet, device: str = "auto", max_seconds: float | None = None
 ) -> Run:
-    """The stage-1 run of an experiment: found, or trained on the data's training objects."""
+    """The stage-1 run of an experiment: found, or trained on the data's training objects.
+
+    Of an articulated one, `data` are videos, and poses are learned as well (`articulated_run`).
+    """
+    if config.articulated:
+        return articulated_run(config, data, device, max_seconds)
     settings = autodecoder_settings(config, data)
 
     def train(work: Path) -> None:
         task = Reconstruction(config, data, select_device(device))
+        record = runs.Record(work, config.seed, task.device, pixels=data.pixel_record(), **task.facts())
+        fit(task, work, record, max_seconds)
+
+    return runs.get(f"{data.name}-autodecoder", settings, train, data)
+
+
+def articulated_run(
+    config: Experiment, data: SequenceSet, device: str = "auto", max_seconds: float | None = None
+) -> Run:
+    """The stage-1 run of videos; with more than one part it starts from a run with one, which is trained first."""
+    start = None
+    if config.autodecoder.lbs_channels > 1 and config.articulation.rigid_images:
+        start = articulated_run(rigid(config, config.articulation.rigid_images), data, device, max_seconds)
+    settings = autodecoder_settings(config, data)
+    settings |= {"articulation": config.articulation, "start": start.digest if start else None}
+
+    def train(work: Path) -> None:
+        task = Articulation(config, data, select_device(device), start)
         record = runs.Record(work, config.seed, task.device, pixels=data.pixel_record(), **task.facts())
         fit(task, work, record, max_seconds)
 
