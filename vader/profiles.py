@@ -6,6 +6,7 @@ settings that made it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -135,6 +136,13 @@ TEXT = {  # name of the experiment -> data set
 TEXT_CONFIG = TextConfig(PACKAGED_ENCODER)
 TEXT_UNET = dict(cross_attention_resolutions=(8, 4), context_dim=TEXT_CONFIG.width)
 DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "furniture_tables")
+# Videos of articulated subjects: train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
+UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
+VIDEO_DATA = {  # profile -> data sets, settings of the data
+    ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
+    ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
+    ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
+}
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
 DEPARTURES = {
@@ -305,7 +313,8 @@ def experiment(profile: str, data: str) -> Experiment:
     profiles = [*PROFILES, "paper"]
     if profile not in profiles:
         raise ConfigError(f"profile {profile!r} is unknown{nearest(profile, profiles)}; known: {', '.join(profiles)}")
-    names = list(PAPER) if profile == "paper" else [*DATA_NAMES, *TEXT]
+    videos = [name for known, name in VIDEO_DATA if known == profile]
+    names = list(PAPER) if profile == "paper" else [*DATA_NAMES, *TEXT, *videos]
     if data not in names:
         raise ConfigError(
             f"data set {data!r} is unknown in profile {profile!r}{nearest(data, names)}; known: {', '.join(names)}"
@@ -314,6 +323,8 @@ def experiment(profile: str, data: str) -> Experiment:
         return PAPER[data]
     departures = DEPARTURES.get((profile, data), {})
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
+    if data in videos:
+        settings["data"] |= UVA_CAMERA | VIDEO_DATA[profile, data]
     settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
     if data in TEXT:
         settings |= dict(unet=settings["unet"] | TEXT_UNET, text=TEXT_CONFIG)

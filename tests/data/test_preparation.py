@@ -50,7 +50,7 @@ def test_an_interrupted_preparation_goes_on_with_the_next_object(tmp_path):
 
 
 def test_an_object_that_was_half_written_is_written_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequence, "_write_json", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
+    monkeypatch.setattr(sequence, "write_json", lambda *a, **k: (_ for _ in ()).throw(PowerCut))
     writer = SetWriter(CONFIG, {}, tmp_path)
     with pytest.raises(PowerCut):
         writer.write(render(0)[0])

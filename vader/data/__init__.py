@@ -1,4 +1,5 @@
-"""Data sets: one `Sequence` type, and one reader per kind of data that prepares a set once and then loads it."""
+"""Data sets: multi-view objects (`Sequence`) and videos (`Video`), and one reader per kind of data that prepares a set
+once and then loads it."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ from importlib import import_module
 
 from ..config import ConfigError, DataConfig, nearest
 from .sequence import DataError, Sequence, SequenceSet, load_set
+from .video import Truth, Video, load_videos, truth_of
 
-__all__ = ["DataError", "Sequence", "SequenceSet", "load_set", "prepare"]
+__all__ = ["DataError", "Sequence", "SequenceSet", "Truth", "Video", "load_set", "load_videos", "prepare", "truth_of"]
 
 READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSet`
     "procedural_chairs": "procedural",
     "procedural_tables": "procedural",
     "furniture_chairs": "furniture",
     "furniture_tables": "furniture",
+    "puppets": "puppets",
 }
 
 

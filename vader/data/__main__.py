@@ -13,11 +13,13 @@ from ..config import ConfigError
 from ..profiles import experiment
 from . import READERS, prepare
 from .sequence import DataError, SequenceSet
+from .video import Video
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
-    """The first view of every object, training objects first, as one image (rows * h, columns * w, 3) uint8."""
-    images = [s.images[0] for s in data]
+    """The first view of every object, or frame of every video, training objects first, as one image
+    (rows * h, columns * w, 3) uint8."""
+    images = [(s.frames if isinstance(s, Video) else s.images)[0] for s in data]
     images += [torch.zeros_like(images[0])] * (-len(images) % columns)
     return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
 

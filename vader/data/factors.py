@@ -116,14 +116,18 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five")
 FOUR_LEGS = ("straight", "tapered", "splayed")
 
 
+def hashed_uniform(name: str) -> float:
+    """A number in [0, 1) that is a function of `name`, uniform over names."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def draw(category: str, seed: int, index: int) -> Factors:
     """Factors of an object. Each is drawn from a hash of (category, seed, index, factor): no generator's state or
     version matters, and an object stays the same however many there are. Parts that do not go together are left
     out, so that the discrete factors say what is there."""
 
     def uniform(name: str) -> float:
-        digest = hashlib.sha256(f"{category}/{seed}/{index}/{name}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
+        return hashed_uniform(f"{category}/{seed}/{index}/{name}")
 
     f: Factors = {name: low + (high - low) * uniform(name) for name, (low, high) in CONTINUOUS[category].items()}
     f |= {name: options[int(uniform(name) * len(options))] for name, options in DISCRETE[category].items()}

@@ -6,6 +6,8 @@ and otherwise renders what is missing:
     def render(job) -> tuple[Sequence, trimesh.Trimesh | None]: ...   # top-level function, picklable jobs
     return prepare_set(config, sources, {key: job, ...}, render, workers)
 
+With `kind=VIDEOS` objects are videos, and `render` returns (Video, Truth | None).
+
 It is built on `SetWriter` (`pending`, `write`, `finish`). Objects are written under a temporary name
 and renamed, and the manifest comes last, so whatever is there under its final name is complete.
 """
@@ -24,17 +26,20 @@ import torch
 from tqdm import tqdm
 
 from ..config import DataConfig
-from .sequence import DataError, Sequence, SequenceSet, data_digest, data_root, load_set, save_sequence, write_manifest
+from .prepared import DataError, Kind, SequenceSet, data_digest, data_root, load_prepared, write_manifest
+from .sequence import SEQUENCES
 
 
 class SetWriter:
     """Writes a prepared set object by object; whatever is already there from an earlier attempt is kept.
 
-    config, sources: what the set is (`data_digest`); root: parent folder, default `data_root()`.
+    config, sources: what the set is (`data_digest`); root: parent folder, default `data_root()`; kind: of its objects.
     """
 
-    def __init__(self, config: DataConfig, sources: dict[str, Any], root: Path | None = None) -> None:
-        self.config, self.sources = config, sources
+    def __init__(
+        self, config: DataConfig, sources: dict[str, Any], root: Path | None = None, kind: Kind = SEQUENCES
+    ) -> None:
+        self.config, self.sources, self.kind = config, sources, kind
         self.digest = data_digest(config, sources)
         self.folder = (root or data_root()) / f"{config.name}-{self.digest[:12]}"
 
@@ -57,34 +62,36 @@ class SetWriter:
     def object_folder(self, key: str) -> Path:
         return self.folder / "objects" / key
 
-    def write(self, sequence: Sequence, mesh=None) -> None:
-        """Write one object, as `save_sequence` does; safe from several processes at a time."""
-        save_sequence(sequence, self.object_folder(sequence.key), mesh)
+    def write(self, item: Any, extra: Any = None) -> None:
+        """Write one object, as `save_sequence` does with its mesh; safe from several processes at a time."""
+        self.kind.save(item, self.object_folder(item.key), extra)
 
     def finish(self, keys: list[str]) -> SequenceSet:
         """Check all objects, write the manifest (their order is that of `keys`) and return the set."""
-        write_manifest(self.folder, self.config, self.sources, keys)
+        write_manifest(self.folder, self.config, self.sources, keys, self.kind)
         for leftover in (self.folder / "objects").glob(".*"):  # of killed processes
             shutil.rmtree(leftover, ignore_errors=True)
-        return load_set(self.folder)
+        return load_prepared(self.folder, self.kind)
 
 
 def prepare_set(
     config: DataConfig,
     sources: dict[str, Any],
     jobs: dict[str, Any],
-    render: Callable[[Any], tuple[Sequence, Any]],
+    render: Callable[[Any], tuple[Any, Any]],
     workers: int = 1,
     root: Path | None = None,
+    kind: Kind = SEQUENCES,
 ) -> SequenceSet:
     """Load the prepared set, or first render what is missing of it.
 
     jobs: object key -> picklable argument of `render`, in the order of the set. render: top-level function that
-    returns a Sequence of that key and its mesh (trimesh.Trimesh or None). workers: processes, of one torch thread each.
+    returns a Sequence of that key and its mesh (trimesh.Trimesh or None), or what `kind` holds instead. workers:
+    processes, of one torch thread each.
     """
-    writer = SetWriter(config, sources, root)
+    writer = SetWriter(config, sources, root, kind)
     if writer.finished:
-        return load_set(writer.folder)
+        return load_prepared(writer.folder, kind)
     pending = writer.pending(list(jobs))
     done = len(jobs) - len(pending)
     with tqdm(total=len(jobs), initial=done, desc=config.name, unit="object", disable=None) as progress:
@@ -110,5 +117,5 @@ def prepare_set(
     return writer.finish(list(jobs))
 
 
-def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Sequence, Any]], job: Any) -> None:
+def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Any, Any]], job: Any) -> None:
     writer.write(*render(job))

@@ -240,14 +240,24 @@ def shade(primitives: list[Primitive], hits: Hits, directions: Tensor) -> Tensor
 
 def render(primitives: list[Primitive], cameras: Cameras, supersampling: int) -> tuple[Tensor, Tensor]:
     """Images (v, h, w, 3) on black and masks (v, h, w), uint8, box-filtered from supersampling^2 rays per pixel."""
+    return render_labelled(primitives, [0] * len(primitives), cameras, supersampling)[:2]
+
+
+def render_labelled(
+    primitives: list[Primitive], labels: list[int], cameras: Cameras, supersampling: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images and masks as of `render`, and which label, one per primitive, most of a pixel's rays hit: (v, h, w)
+    int64, -1 where none hits anything; of labels hit equally often the lowest."""
     rays_per_view = cameras.height * cameras.width * supersampling**2
     step = max(1, RAYS_AT_ONCE // rays_per_view)
-    parts = [_render(primitives, cameras[i : i + step], supersampling) for i in range(0, len(cameras), step)]
-    images, masks = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(masks)
+    parts = [_render(primitives, labels, cameras[i : i + step], supersampling) for i in range(0, len(cameras), step)]
+    images, masks, hit = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(masks), torch.cat(hit)
 
 
-def _render(primitives: list[Primitive], cameras: Cameras, supersampling: int) -> tuple[Tensor, Tensor]:
+def _render(
+    primitives: list[Primitive], labels: list[int], cameras: Cameras, supersampling: int
+) -> tuple[Tensor, Tensor, Tensor]:
     s, v, h, w = supersampling, len(cameras), cameras.height, cameras.width
     scale = torch.tensor([s, s, 1.0])[:, None]
     fine = Cameras(cameras.world_to_camera, cameras.intrinsics * scale, h * s, w * s)
@@ -271,7 +281,15 @@ def _render(primitives: list[Primitive], cameras: Cameras, supersampling: int) -
     layers[3, seen] = 1
     pixels = layers.view(4, v, h, s, w, s).mean((3, 5))
     pixels = (pixels * 255 + 0.5).to(torch.uint8)
-    return pixels[:3].permute(1, 2, 3, 0).contiguous(), pixels[3]
+    return pixels[:3].permute(1, 2, 3, 0).contiguous(), pixels[3], _most_hit(hits.primitive, labels, (v, h, s, w, s))
+
+
+def _most_hit(primitive: Tensor, labels: list[int], shape: tuple[int, int, int, int, int]) -> Tensor:
+    """The commonest label (v, h, w) among the rays of a pixel, (v * h * s * w * s,) in the order of `shape`."""
+    known = sorted(set(labels))
+    place = torch.tensor([known.index(label) for label in labels] + [-1])[primitive].view(shape)  # -1: no hit
+    counts = torch.stack([(place == k).sum((2, 4)) for k in range(len(known))])
+    return torch.where(counts.amax(0) > 0, torch.tensor(known)[counts.argmax(0)], -1)
 
 
 # ---------------------------------------------------------------------------------------- mesh

@@ -1,0 +1,286 @@
+"""Prepared sets on disk and in memory, whatever they hold: identity, manifest, folders that appear whole.
+
+A prepared set is a folder `<data root>/<name>-<digest>`:
+
+    manifest.json       written last: what the set is, its objects, their pixel checksums
+    objects/<key>/      one object; `vader.data.sequence` and `vader.data.video` say what is in it
+
+`vader.data.preparation` writes such folders. All errors are `DataError`s that name file, object,
+field and expectation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..config import DataConfig
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "test")
+FACTS = ("key", "split", "caption", "attributes")  # what object.json and the manifest say of an object
+Item = TypeVar("Item")  # Sequence or Video
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, object, field and what was expected."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Item]):
+    """What a set holds: how one object is written to and read from its folder, and what a set's settings ask of it."""
+
+    name: str  # as the manifest has it; "sequences" is left out there
+    save: Callable[..., None]  # (object, folder, what else belongs to it)
+    load: Callable[[Path], Item]
+    check: Callable[[Item, DataConfig], str | None]  # None, or how the object departs from the settings
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceSet(Generic[Item]):
+    """A prepared data set in memory. Views [0, train_views) are for training; the held-out ones follow them."""
+
+    name: str
+    digest: str  # of sources and settings, see `data_digest`
+    sequences: tuple[Item, ...]
+    train_views: int
+    heldout_views: int
+    folder: Path | None
+    pixel_checksum: str  # of the whole prepared set
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.sequences)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.sequences[index]
+
+    def split(self, which: str) -> SequenceSet[Item]:
+        """The objects of "train" or of "test" (held-out objects)."""
+        if which not in SPLITS:
+            raise DataError(f"data set {self.name}: split {which!r} is unknown, expected one of {SPLITS}")
+        return dataclasses.replace(self, sequences=tuple(s for s in self.sequences if s.split == which))
+
+    def pixel_record(self) -> dict[str, Any]:
+        """What a run keeps of the pixels it saw: the checksum, and mean (r, g, b, mask) levels of each object."""
+        return {"checksum": self.pixel_checksum, "means": {s.key: s.mean_levels() for s in self}}
+
+    def compare_pixels(self, record: dict[str, Any]) -> str | None:
+        """None where a run's `pixel_record` is of these pixels, else a sentence on how large the difference is."""
+        if record["checksum"] == self.pixel_checksum:
+            return None
+        means = self.pixel_record()["means"]
+        if means.keys() != record["means"].keys():
+            return f"data set {self.name}: the run saw {len(record['means'])} objects, of which other ones are here"
+        change = {key: max(abs(a - b) for a, b in zip(means[key], record["means"][key], strict=True)) for key in means}
+        worst = max(change, key=change.get)
+        return (
+            f"data set {self.name}: pixels differ from those the run saw (last bits vary with the rasteriser): "
+            f"an object's mean levels by {np.mean(list(change.values())):.3g} of 255 on average and by at most "
+            f"{change[worst]:.3g} (object {worst!r})"
+        )
+
+
+def check_identity(name: str, key: str, split: str) -> None:
+    """Raise DataError, beginning with `name`, unless the key can name a folder and the split is known."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
+        raise DataError(f"{name}: key is no file name, expected letters, digits, '.', '_' and '-'")
+    if split not in SPLITS:
+        raise DataError(f"{name}: split is {split!r}, expected one of {SPLITS}")
+
+
+def pixel_checksum(images: Tensor, masks: Tensor) -> str:
+    """SHA-256 of images and masks."""
+    return hashlib.sha256(images.numpy().tobytes() + masks.numpy().tobytes()).hexdigest()
+
+
+def mean_levels(images: Tensor, masks: Tensor) -> list[float]:
+    """Mean r, g, b and mask levels, 0 to 255."""
+    return [*images.float().mean((0, 1, 2)).tolist(), masks.float().mean().item()]
+
+
+# ---------------------------------------------------------------------------------------- identity and place
+
+
+def data_digest(config: DataConfig, sources: dict[str, Any]) -> str:
+    """SHA-256 (hex) of what decides a set: its settings, its sources (JSON values) and the schema, never its pixels."""
+    identity = {"schema": SCHEMA_VERSION, "config": dataclasses.asdict(config), "sources": sources}
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def data_root() -> Path:
+    """Where prepared sets live: $VADER_DATA, or `data` in the repository (in the working directory if installed)."""
+    if os.environ.get("VADER_DATA"):
+        return Path(os.environ["VADER_DATA"])
+    repository = Path(__file__).resolve().parents[2]
+    return (repository if (repository / "pyproject.toml").is_file() else Path.cwd()) / "data"
+
+
+# ---------------------------------------------------------------------------------------- files of an object
+
+
+@contextmanager
+def new_folder(folder: Path, key: str) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends, so that it appears complete or not at all.
+
+    Raises DataError where it cannot be written. It is complete with object.json, which comes last.
+    """
+    try:
+        partial = folder.parent / f".{folder.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder}: object {key!r} cannot be written there ({error})") from error
+    try:
+        yield partial
+        partial.rename(folder)
+    except OSError as error:
+        if not (folder / "object.json").is_file():  # otherwise another process wrote the same object first
+            raise DataError(f"{folder}: object {key!r} cannot be written there ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def facts(item: Any) -> dict[str, Any]:
+    """Key, split, caption and attributes of an object."""
+    return {k: getattr(item, k) for k in FACTS}
+
+
+def write_pictures(folder: Path, pictures: Tensor) -> None:
+    """uint8 pictures (n, h, w) or (n, h, w, 3) as folder/000.png, 001.png, ..."""
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(pictures.numpy()):
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+def read_image(file: Path, key: str, what: str, mode: str, size: tuple[int, int] | None, of: str) -> np.ndarray:
+    """Pixels of a picture of mode "RGB" or "L". what: e.g. "view 3: mask"; size: expected (h, w), which is that `of`
+    something, or None for any. Raises DataError naming the file, the object and what is wrong with it."""
+    try:
+        with Image.open(file) as image:
+            found, pixels = image.mode, np.asarray(image)
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: object {key!r}, {what} is missing, expected one per {of}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what pillow raises on broken files
+        raise DataError(f"{file}: object {key!r}, {what} cannot be decoded ({error})") from error
+    if found != mode:
+        raise DataError(f"{file}: object {key!r}, {what} has mode {found}, expected 8-bit {mode}")
+    if size is not None and pixels.shape[:2] != size:
+        got, expected = (f"{w}x{h}" for h, w in (pixels.shape[:2], size))
+        raise DataError(f"{file}: object {key!r}, {what} is {got} pixels, expected the {of}s' {expected}")
+    return pixels
+
+
+def read_json(file: Path, name: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object with at least these fields. Raises DataError naming file and field."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: {name!r}: file is missing, expected {', '.join(fields)} in it") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {name!r}: file is not readable as JSON ({error})") from error
+    missing = [f for f in fields if not isinstance(value, dict) or f not in value]
+    if missing:
+        raise DataError(f"{file}: {name!r}: field {missing[0]!r} is missing, expected {', '.join(fields)}")
+    return value
+
+
+def write_json(file: Path, value: Any, indent: int | None = 1) -> None:
+    file.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------- a set on disk
+
+
+def write_manifest(folder: Path, config: DataConfig, sources: dict[str, Any], keys: list[str], kind: Kind) -> None:
+    """Declare the set in `folder` complete, with the objects `keys` in that order. Raises DataError if one is not."""
+    items = [kind.load(folder / "objects" / key) for key in keys]
+    objects = [facts(item) | {"pixels": item.pixel_checksum()} for item in items]
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "name": config.name,
+        "digest": data_digest(config, sources),
+        "config": dataclasses.asdict(config),
+        "sources": sources,
+        "pixel_checksum": _checksum_of(objects),
+        "objects": objects,
+    }
+    if kind.name != "sequences":
+        manifest["kind"] = kind.name
+    _check(folder, manifest, items, kind)
+    partial = folder / f".manifest-{os.getpid()}.json"
+    write_json(partial, manifest)
+    partial.replace(folder / "manifest.json")
+
+
+def load_prepared(folder: Path, kind: Kind[Item]) -> SequenceSet[Item]:
+    """Load a complete prepared set into memory. Raises DataError naming what is missing, broken or altered."""
+    folder, file = Path(folder), Path(folder) / "manifest.json"
+    if not file.exists():
+        raise DataError(f"{file}: manifest is missing, expected one in a prepared set; prepare it to the end first")
+    schema = read_json(file, folder.name, ("schema",))["schema"]
+    if schema != SCHEMA_VERSION:
+        raise DataError(f"{file}: field 'schema' is {schema!r}, expected {SCHEMA_VERSION}; prepare the set again")
+    manifest = read_json(file, folder.name, ("name", "digest", "config", "sources", "pixel_checksum", "objects"))
+    if (found := manifest.get("kind", "sequences")) != kind.name:
+        raise DataError(f"{file}: holds {found}, expected {kind.name}")
+    for listed in manifest["objects"]:
+        if not isinstance(listed, dict) or listed.keys() != {*FACTS, "pixels"}:
+            raise DataError(f"{file}: field 'objects' lists {listed!r}, expected {', '.join(FACTS)}, pixels")
+    items = tuple(kind.load(folder / "objects" / listed["key"]) for listed in manifest["objects"])
+    config = _check(folder, manifest, items, kind)
+    return SequenceSet(
+        name=manifest["name"],
+        digest=manifest["digest"],
+        sequences=items,
+        train_views=config.train_views,
+        heldout_views=config.heldout_views,
+        folder=folder,
+        pixel_checksum=manifest["pixel_checksum"],
+    )
+
+
+def _check(folder: Path, manifest: dict[str, Any], items: Iterable[Any], kind: Kind) -> DataConfig:
+    """The settings of a manifest that agrees with itself and with the objects it lists."""
+    file = folder / "manifest.json"
+    try:
+        config = DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"{file}: field 'config' is not that of a data set ({error})") from error
+    for name, expected in (
+        ("digest", data_digest(config, manifest["sources"])),
+        ("pixel_checksum", _checksum_of(manifest["objects"])),
+    ):
+        if manifest[name] != expected:
+            raise DataError(
+                f"{file}: field {name!r} is {manifest[name]!r}, expected {expected!r} for what it describes"
+            )
+    for item, listed in zip(items, manifest["objects"], strict=True):
+        name = f"{folder / 'objects' / listed['key']}: object {listed['key']!r}"
+        if fault := kind.check(item, config):
+            raise DataError(f"{name}: {fault}, as {file.name} says")
+        if facts(item) | {"pixels": item.pixel_checksum()} != listed:
+            raise DataError(
+                f"{name}: differs from what {file.name} lists; delete the data set's folder to prepare it anew"
+            )
+    return config
+
+
+def _checksum_of(objects: list[dict[str, Any]]) -> str:
+    return hashlib.sha256("".join(f"{o['key']} {o['pixels']}\n" for o in objects).encode()).hexdigest()
