@@ -143,6 +143,53 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
     ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
     ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
 }
+# What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
+# the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.
+SMALL_ARTICULATION = dict(predictor_learning_rate=2e-3, ray_stride=2)
+VIDEO_MODELS = {
+    "smoke": dict(
+        autodecoder=dict(lbs_channels=4),
+        reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2),
+        articulation=dict(
+            keypoints_per_axis=2,
+            predictor_resolution=16,
+            predictor_channels=4,
+            predictor_max_channels=16,
+            predictor_blocks=2,
+            rigid_images=320,
+            neutral_images=80,
+            **SMALL_ARTICULATION,
+        ),
+    ),
+    "laptop": dict(
+        autodecoder=dict(lbs_channels=10, max_channels=64, embedding_dim=32, attention_resolutions=()),
+        reconstruction=dict(
+            images_seen=64_000,
+            objects_per_step=4,
+            views_per_object=4,
+            num_samples=32,
+            learning_rate=2e-3,
+            perceptual_network="none",
+            perceptual_images=1,
+            density_noise_images=40_000,
+            precision="float32",
+        ),
+        articulation=dict(
+            keypoints_per_axis=3,
+            predictor_resolution=32,
+            predictor_channels=8,
+            predictor_max_channels=128,
+            predictor_blocks=4,
+            rigid_images=48_000,
+            neutral_images=1_600,
+            **SMALL_ARTICULATION,
+        ),
+    ),
+    "gpu": dict(
+        autodecoder=dict(lbs_channels=10),
+        articulation=dict(rigid_images=500_000, neutral_images=20_000, **SMALL_ARTICULATION),
+    ),
+}
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
 DEPARTURES = {
@@ -325,6 +372,8 @@ def experiment(profile: str, data: str) -> Experiment:
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
     if data in videos:
         settings["data"] |= UVA_CAMERA | VIDEO_DATA[profile, data]
+        model = {"articulation": {}} | VIDEO_MODELS[profile]
+        settings |= {part: settings.get(part, {}) | values for part, values in model.items()}
     settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
     if data in TEXT:
         settings |= dict(unet=settings["unet"] | TEXT_UNET, text=TEXT_CONFIG)

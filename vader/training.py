@@ -292,11 +292,14 @@ def plan(config: Experiment) -> str:
     size = costs.parameters(config)
     first, second = config.reconstruction, config.diffusion
     images = first.objects_per_step * first.views_per_object
+    one_part = config.articulation.rigid_images if config.autodecoder.lbs_channels > 1 else 0
+    before = [f"before it, the same with one part: {one_part:,} images"] if one_part else []
     return "\n".join(
         [
             f"{config.data.name}, profile {config.profile}, seed {config.seed}; runs are kept in {runs.runs_dir()}",
             f"stage 1: decoder {size['G1'] + size['G2']:,} + embeddings {size['embedding']:,} parameters, "
             f"{first.images_seen:,} images in {-(-first.images_seen // images):,} steps of {images}",
+            *before,
             f"stage 2: U-Net {size['denoiser']:,} parameters, "
             f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps "
             f"of {second.batch_size}",

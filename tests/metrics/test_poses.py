@@ -84,7 +84,9 @@ def test_mirrored_motion_is_an_error():
 def test_nearest_rotation_has_no_reflection():
     r = nearest_rotation(torch.diag(torch.tensor([1.0, 1.0, -0.5])))
     assert torch.det(r).item() == pytest.approx(1)
-    torch.testing.assert_close(nearest_rotation(2 * rotations(1, torch.Generator().manual_seed(0))[0]).det().item(), 1.0)
+    torch.testing.assert_close(
+        nearest_rotation(2 * rotations(1, torch.Generator().manual_seed(0))[0]).det().item(), 1.0
+    )
 
 
 def test_small_angles_are_exact():

@@ -81,7 +81,12 @@ def adjusted_rand_index(a: Tensor, b: Tensor) -> float:
 
 
 def match_parts(learned: Tensor, truth: Tensor, parts: int) -> list[int]:
-    """For each true part, the learned one that covers most of its pixels; labels (n,) where both have one, p true."""
+    """For each of `parts` true parts, the learned one that covers most of its pixels, -1 where there is none.
+
+    learned, truth: labels (n,) of the pixels that have both.
+    """
+    if len(truth) == 0:
+        return [-1] * parts
     table = contingency(learned, truth)
     seen = table.shape[1]
     return [int(table[:, j].argmax()) if j < seen and table[:, j].sum() else -1 for j in range(parts)]
