@@ -17,13 +17,15 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "furniture_chairs": "furniture",
     "furniture_tables": "furniture",
     "puppets": "puppets",
+    "celebv_text": "celebv_text",
 }
 
 
 def prepare(config: DataConfig, **options) -> SequenceSet:
     """The data set that `config` describes: loaded if it is prepared, rendered first if not.
 
-    options go to the reader: `workers` (processes), and `source` (furniture: where the models are).
+    options go to the reader: `workers` (processes), and `source` (furniture: where the models are; celebv_text: where
+    the video files are).
     Raises ConfigError for an unknown name and DataError for data that cannot be used.
     """
     if config.name not in READERS:

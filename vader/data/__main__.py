@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help=f"one of {', '.join(READERS)}")
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
-        "--source", help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb)"
+        "--source",
+        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -93,28 +94,36 @@ def prepare_set(
     if writer.finished:
         return load_prepared(writer.folder, kind)
     pending = writer.pending(list(jobs))
-    done = len(jobs) - len(pending)
-    with tqdm(total=len(jobs), initial=done, desc=config.name, unit="object", disable=None) as progress:
-        if min(workers, len(pending)) <= 1:
+    run_each(partial(_render_and_write, writer, render), {k: jobs[k] for k in pending}, workers, config.name, len(jobs))
+    return writer.finish(list(jobs))
+
+
+def run_each(work: Callable[[Any], None], jobs: dict[str, Any], workers: int, title: str, total: int) -> None:
+    """work(job) for each of `jobs`, in `workers` processes of one torch thread each, or here if that is one.
+
+    total: jobs in all, with those that an earlier attempt has done, for the progress bar. What is being worked on when
+    one fails is still finished.
+    """
+    with tqdm(total=total, initial=total - len(jobs), desc=title, unit="object", disable=None) as progress:
+        if min(workers, len(jobs)) <= 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # as in the worker processes, so that pixels do not depend on their number
             try:
-                for key in pending:
-                    writer.write(*render(jobs[key]))
+                for job in jobs.values():
+                    work(job)
                     progress.update()
             finally:
                 torch.set_num_threads(threads)
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                futures = [pool.submit(_render_and_write, writer, render, jobs[key]) for key in pending]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # what is being rendered is still written
-                    raise
-    return writer.finish(list(jobs))
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            futures = [pool.submit(work, job) for job in jobs.values()]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def _render_and_write(writer: SetWriter, render: Callable[[Any], tuple[Any, Any]], job: Any) -> None:
