@@ -13,8 +13,9 @@ from vader.articulation.poses import PoseError, neutral
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.config import ConfigError
 from vader.diffusion.denoising import extract_latents
+from vader.profiles import experiment
 from vader.runs import Paused
-from vader.storage import read_weights
+from vader.storage import plain, read_weights
 from vader.training import articulated_run, autodecoder_run, diffusion_run
 
 pytest.importorskip("pytorch3d")
@@ -183,9 +184,14 @@ def test_settings_that_do_not_fit_the_videos_are_refused(data, changes, message)
 
 
 def test_settings_of_other_experiments_keep_their_digests():
-    """`articulation` is left out of digests at its default, and the one-part stage differs by what it should."""
-    config = tiny_articulated()
+    assert "articulation" not in plain(experiment("laptop", "procedural_chairs"))
+    assert "articulation" in plain(experiment("laptop", "puppets"))
+
+
+def test_the_stage_with_one_part_has_its_own_settings():
+    config = experiment("laptop", "puppets")
     one = rigid(config, 100)
-    assert (one.autodecoder.lbs_channels, one.reconstruction.images_seen) == (1, 100)
+    assert (config.autodecoder.lbs_channels, one.autodecoder.lbs_channels) == (10, 1)
+    assert (one.reconstruction.images_seen, one.articulation.rigid_images) == (100, 0)
     assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.1)
     assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.01)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..rendering.cameras import Cameras
 from ..rendering.volume import clip_to_cube, composite, normal_volume, sample_depths, sample_volume
-from .poses import PoseError
+from .poses import PoseError, invert, transform
 
 LOOKUPS_AT_ONCE = 2**24  # samples x parts held in memory; a lookup takes about 50 bytes with its gradient
 
@@ -40,14 +40,22 @@ class PosedRendering:
 def inverse_skinning(volume: Tensor, points: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 8 backwards: posed points (b, v, m, 3) -> canonical ones (b, v, m, 3) and weights w_p (b, p, v, m)."""
     b, v, p = poses.shape[:3]
-    offset = points[:, :, None] - poses[..., None, :, 3]  # (b, v, p, m, 3)
-    own = (offset @ poses[..., :3]).transpose(1, 2)  # R^T x as row vectors; (b, p, v, m, 3)
+    back = invert(poses)  # R^T and -R^T t of each part
     if p == 1:  # the softmax of one logit is 1
-        return own[:, 0], torch.ones_like(own[..., 0])
+        own = transform(back[:, :, 0], points)
+        return own, torch.ones_like(own[:, None, ..., 0])
+    m = points.shape[2]
+    # x_p of all parts in one product, (b, v, m, 3) x (b, v, 3, 3 p)
+    linear = back[..., :3].movedim(-1, 2).reshape(b, v, 3, 3 * p)
+    own = points @ linear + back[..., 3].reshape(b, v, 1, 3 * p)
+    own = own.view(b, v, m, p, 3).permute(0, 3, 1, 2, 4)  # (b, p, v, m, 3)
     logits = volume[:, 4:].reshape(b * p, 1, *volume.shape[2:])
-    logits = sample_volume(logits, own.reshape(b * p, v, -1, 3)).view(own.shape[:-1])
+    logits = sample_volume(logits, own.reshape(b * p, v * m, 3)).view(b, p, v, m)
     weights = logits.softmax(dim=1)
-    return (weights[..., None] * own).sum(1), weights
+    # sum_p w_p x_p with the maps blended before the point is: fewer numbers per sample than the points of all parts
+    blend = weights.permute(0, 2, 3, 1) @ back.flatten(3)  # (b, v, m, 12)
+    blend = blend.view(b, v, m, 3, 4)
+    return (blend[..., :3] * points[..., None, :]).sum(-1) + blend[..., 3], weights
 
 
 def render_posed(
