@@ -164,14 +164,14 @@ VIDEO_MODELS = {
     "laptop": dict(
         autodecoder=dict(lbs_channels=10, max_channels=64, embedding_dim=32, attention_resolutions=()),
         reconstruction=dict(
-            images_seen=48_000,
+            images_seen=40_000,
             objects_per_step=4,
             views_per_object=4,
             num_samples=24,
             learning_rate=2e-3,
             perceptual_network="none",
             perceptual_images=1,
-            density_noise_images=32_000,
+            density_noise_images=24_000,
             precision="float32",
         ),
         articulation=dict(
@@ -180,7 +180,7 @@ VIDEO_MODELS = {
             predictor_channels=8,
             predictor_max_channels=128,
             predictor_blocks=4,
-            rigid_images=48_000,
+            rigid_images=40_000,
             neutral_images=1_600,
             **SMALL_ARTICULATION,
         ),
