@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, renderer, sampler
+from tests.benchmarks import contest, full_size, renderer, sampler, shards, training
+from tests.ranks import shared_experiment
 from tests.test_reports import faults_of_benchmark
+from vader.data import load_shards
+from vader.profiles import PAPER, experiment
 
 CPU = torch.device("cpu")
 SMALL = renderer.Scene(size=9, samples=7, resolution=6, views=2, batch=2)
@@ -50,6 +54,40 @@ def test_the_samplers_agree_and_are_timed():
 def test_time_outside_the_network_is_a_share():
     for quantity in sampler.overhead(CPU, steps=2, batch=2, repeats=1):
         assert 0 < quantity.value < 1
+
+
+def test_parts_of_both_stages_make_up_the_step():
+    """At the smoke size: the same code as at the paper's."""
+    config = experiment("smoke", "procedural_chairs").replace(reconstruction=dict(perceptual_network="none"))
+    for stage in (full_size.first_stage, full_size.second_stage):
+        values = {q.name: q.value for q in stage(CPU, config)}
+        assert sum(v for name, v in values.items() if name.startswith("share")) == pytest.approx(1)
+        assert values["seconds"] > 0 and 0.05 < values["peak memory, GiB"] < 20
+
+
+def test_the_full_size_is_the_papers():
+    config = full_size.batch_of_one()
+    assert config.autodecoder == PAPER["photoshape_chairs"].autodecoder
+    assert config.unet == PAPER["photoshape_chairs"].unet
+
+
+def test_a_synthetic_sharded_set_is_written_and_read(tmp_path):
+    pytest.importorskip("webdataset")
+    folder = shards.write(tmp_path, 25, per_shard=10)
+    data = load_shards(folder)
+    assert len(data.keys) == 25 and len(list(folder.glob("*.tar"))) == 3
+    assert data.sequence(24).key == "tiny-000024"
+    if sys.platform == "linux":
+        values = shards.opened(folder, steps=4)
+        assert 0 < values["of which before opening, MiB"] <= values["peak resident MiB after reading"]
+
+
+def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):
+    config = shared_experiment(microbatches=1)
+    for quantity in training.loop_share(config, seconds=0.3, checkpoint_seconds=0.1):
+        assert 0 < quantity.value < 1
+    rows = training.views((16,), repeats=1, resolution=32)
+    assert faults_of_benchmark({"rows": rows}) == []
 
 
 def test_ratios_are_taken_repetition_by_repetition():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.tiny import balls, tiny_experiment
 from vader import evaluation, figures, generation
 from vader.generation import load_models, random_views, render_samples
 from vader.metrics import MetricError
+from vader.rendering.volume import render_views
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,79 @@ def test_pictures_are_the_same_again(models, system, monkeypatch):
     assert torch.equal(pictures, render_samples(models, system, 3, 2, seed=0))
     monkeypatch.setattr(generation, "BATCH", 1)
     assert (render_samples(models, system, 3, 2, seed=0) - pictures).abs().max() < 0.02
+
+
+def test_a_system_of_volumes_is_a_generator_of_the_same_pictures(models, system):
+    """Bit for bit what rendering its volumes one by one gives, whoever calls."""
+    generator = models.generator(system, "name")
+    assert generator.name == "name" and models.generator(generator) is generator
+    cameras = [random_views(models.config, index, 2, 5) for index in (1, 3)]
+    pictures = generator.pictures([1, 3], cameras, 5)
+    samples = models.config.reconstruction.num_samples
+    for volume, views, picture in zip(system([1, 3], 5), cameras, pictures, strict=True):
+        expected = render_views(volume[None], views, samples, normals=False)["colour"][0]
+        assert torch.equal(picture, expected)
+    assert torch.equal(render_samples(models, generator, 4, 2, 5), render_samples(models, system, 4, 2, 5))
+
+
+def test_density_of_a_generator_at_its_own_and_another_resolution(models):
+    axis = torch.linspace(-1, 1, 16)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    plane = 4 + x + 2 * y - z  # linear, so that resampling is exact
+    generator = models.generator(lambda indices, seed: plane.expand(len(indices), 4, 16, 16, 16))
+    assert torch.equal(generator.density([0], 0, 16)[0], plane)
+    finer = torch.linspace(-1, 1, 31)
+    z, y, x = torch.meshgrid(finer, finer, finer, indexing="ij")
+    assert torch.allclose(generator.density([0, 1], 0, 31)[1], 4 + x + 2 * y - z, atol=1e-5)
+
+
+def broken_samples(models, *broken: int):
+    """Direct latent sampling of which some samples come out as NaN."""
+    system = models.direct_latent_sampling("fitted")
+
+    def draw(indices, seed):
+        volumes = system(indices, seed).clone()
+        for k, index in enumerate(indices):
+            if index in broken:
+                volumes[k, 2, 0, 0, 0] = torch.nan
+        return volumes
+
+    return draw
+
+
+def test_broken_samples_are_nan_left_out_and_counted(models):
+    config, system = models.config.evaluation, broken_samples(models, 2, 5)
+    pictures = render_samples(models, system, 6, 2, seed=0)
+    assert [bool(p.isnan().all()) for p in pictures] == [k in (2, 5) for k in range(6)]
+    assert not pictures[[0, 1, 3, 4]].isnan().any()
+    assert [bool(d.isnan().all()) for d in models.generator(system).density(range(6), 0, 16)] == [
+        k in (2, 5) for k in range(6)
+    ]
+    sets = evaluation.sample_features(models, system, "dls")
+    assert [(s.num_objects, s.left_out) for s in sets] == [(6, 2), (6, 2)], "of 8 samples and two seeds"
+    rows = evaluation.distance_rows(sets, evaluation.real_features(models.data, config), config)
+    assert all("4 of 16 samples are not finite and left out" in row["note"] for row in rows)
+    with pytest.raises(MetricError, match="dls, seed 0: none of 8 samples has finite pictures"):
+        evaluation.sample_features(models, broken_samples(models, *range(8)), "dls")
+
+
+def test_what_cannot_be_scored_is_refused_before_any_work(models):
+    def never(indices, seed):
+        pytest.fail("sampled")
+
+    few = dataclasses.replace(models, config=models.config.replace(evaluation=dict(num_samples=3)))
+    with pytest.raises(MetricError, match="ours: 3 samples of 4 views, but KID draws subsets of 16 pictures"):
+        evaluation.sample_features(few, never, "ours")
+
+    class Small:
+        name = "small"
+
+        def pictures(self, indices, cameras, seed):
+            return torch.zeros(len(indices), len(cameras[0]), 8, 8, 3)
+
+    message = r"gan: pictures have shape \(3, 2, 8, 8, 3\), expected \(3, 2, 32, 32, 3\)"
+    with pytest.raises(MetricError, match=message):
+        render_samples(models, Small(), 3, 2, 0, "gan")
 
 
 def test_random_views_follow_the_data(models):

@@ -110,7 +110,20 @@ def test_ci_runs_the_commands_of_the_readme(tmp_path):
     assert shown == [re.sub(r'"', "", part) for part in asked]
 
 
-HEAVY = ("pytorch3d", "torch_fidelity", "papermill", "lpips", "pyvista", "numba", "trimesh", "pandas", "nbformat", "av")
+HEAVY = (
+    "pytorch3d",
+    "torch_fidelity",
+    "papermill",
+    "lpips",
+    "pyvista",
+    "numba",
+    "trimesh",
+    "pandas",
+    "nbformat",
+    "webdataset",
+    "av",
+    "tensorboard",
+)
 
 
 def test_importing_the_package_needs_none_of_the_extras():

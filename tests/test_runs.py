@@ -223,6 +223,25 @@ def test_an_unwritable_store_is_said_before_training(tmp_path, monkeypatch):
         runs.get("chairs", SETTINGS, never)
 
 
+def test_a_partial_run_of_other_settings_is_refused_field_by_field(store):
+    work = runs.begin("chairs", SETTINGS)
+    changed = plain(SETTINGS) | {"seed": 7, "clip": 0.5}
+    del changed["stage"]
+    head = read_json(work / "settings.json")
+    write_json(work / "settings.json", {**head, "settings": changed, "digest": runs.digest(changed)})
+    with pytest.raises(RunError) as error:
+        runs.begin("chairs", SETTINGS)
+    message = str(error.value)
+    assert f"{work}: is a run of other settings" in message and "move it away" in message
+    for line in (
+        'stage is "absent", expected "autodecoder"',
+        "seed is 7, expected 0",
+        'clip is 0.5, expected "absent"',
+    ):
+        assert line in message
+    assert "network" not in message
+
+
 @pytest.mark.parametrize("name", ["", "../chairs", "a b", "-x"])
 def test_a_name_that_is_no_file_name_is_refused(name):
     with pytest.raises(RunError, match="is no file name"):

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -34,6 +34,18 @@ def later(default: Any) -> Any:
     While it has its default it is left out of digests, so that those runs are found as before.
     """
     return field(default=default, metadata={"later": True})
+
+
+def from_plain(kind: type, values: dict[str, Any]) -> Any:
+    """Settings of a dataclass from the JSON values of `storage.plain`. Raises ConfigError naming an unknown field."""
+    types, made = get_type_hints(kind), {}
+    for name, value in values.items():
+        require(name in types, f"{kind.__name__} has no field {name!r}{nearest(name, list(types))}")
+        if dataclasses.is_dataclass(types[name]):
+            made[name] = from_plain(types[name], value)
+        else:
+            made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
 
 
 WORD_BITS = 32  # w of Eq. 10
@@ -145,6 +157,15 @@ class AutodecoderConfig:
         return (self.channels_at(r), r, r, r)
 
 
+def _check_step(settings: ReconstructionConfig | DiffusionTrainingConfig, batch: str) -> None:
+    size, parts = getattr(settings, batch), settings.microbatches
+    require(parts >= 1, f"microbatches is {parts}, expected at least 1")
+    require(size % parts == 0, f"{batch} {size} does not divide into {parts} microbatches")
+    for name in ("clip_norm", "clip_value"):
+        value = getattr(settings, name)
+        require(value >= 0, f"{name} is {value:g}, expected a positive bound, or 0 for none")
+
+
 @dataclass(frozen=True)
 class ReconstructionConfig:
     """Stage-1 training (Sec. 3.2). `images_seen` counts rendered training images."""
@@ -166,12 +187,21 @@ class ReconstructionConfig:
     density_noise: float = 0.5  # std of the noise on the raw density, fading to 0 ...
     density_noise_images: int = 3_200_000  # ... over this many images
     precision: Literal["float32", "bfloat16"] = "float32"
+    microbatches: int = later(1)  # a step's objects are processed in so many parts, which ranks share out
+    partitioned: bool = later(False)  # microbatch j draws from partition j of the library, which one rank owns
+    clip_norm: float = later(0.0)  # largest norm of all gradients together; 0: any
+    clip_value: float = later(0.0)  # largest magnitude of a gradient's entry; 0: any
 
     def __post_init__(self) -> None:
         images = self.objects_per_step * self.views_per_object
         require(
             1 <= self.perceptual_images <= images,
             f"perceptual_images is {self.perceptual_images}, expected 1 to {images}, the images of a step",
+        )
+        _check_step(self, "objects_per_step")
+        require(
+            self.perceptual_network == "none" or self.perceptual_images % self.microbatches == 0,
+            f"perceptual_images {self.perceptual_images} do not divide into {self.microbatches} microbatches",
         )
 
 
@@ -203,7 +233,6 @@ class ArticulationConfig:
     rigid_images: int = 4_500_000  # images seen with one part before there are N_p; 0: N_p from the start
     neutral_images: int = 0  # of them, the first ones are rendered in the neutral pose, while keypoints settle there
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
-    gradient_clip: float = 0.1  # on each entry of the gradient (UVA); 0: none
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
 
     def __post_init__(self) -> None:
@@ -218,7 +247,7 @@ class ArticulationConfig:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
         terms = ("equivariance", "projection", "pull", "rigid_pull")
-        for name in (*(f"{term}_weight" for term in terms), "gradient_clip", "rigid_images", "neutral_images"):
+        for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")
 
@@ -330,6 +359,12 @@ class DiffusionTrainingConfig:
     per_channel: bool = False
     condition_dropout: float = 0.1
     precision: Literal["float32", "bfloat16"] = "float32"
+    microbatches: int = later(1)  # a step's latents are processed in so many parts, which ranks share out
+    clip_norm: float = later(0.0)  # largest norm of all gradients together; 0: any
+    clip_value: float = later(0.0)  # largest magnitude of a gradient's entry; 0: any
+
+    def __post_init__(self) -> None:
+        _check_step(self, "batch_size")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .articulation.keypoints import CanonicalKeypoints, KeypointPredictor
 from .autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from .autodecoder.reconstruction import Autodecoder
 from .config import AutodecoderConfig, Experiment, TextConfig, UNetConfig
 from .diffusion.unet3d import UNet3D
+from .distributed import AGREEMENT_BYTES, Ranks
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ def stages(config: Experiment) -> tuple[Stage, ...]:
 def parameters(config: Experiment) -> dict[str, int]:
     """{'embedding', 'G1', 'G2', 'denoiser'}: numbers of parameters, the library of embeddings included."""
     return {"embedding": sum(p.numel() for p in _embedding(config))} | _total(stages(config), "parameters")
+
+
+def pose_parameters(config: Experiment) -> int:
+    """Parameters of the keypoint predictor and the 3D keypoints; 0 where no poses are learned."""
+    settings, parts = config.articulation, config.autodecoder.lbs_channels
+    if not parts:
+        return 0
+    with torch.device("meta"):
+        modules = KeypointPredictor(settings, parts), CanonicalKeypoints(settings, parts)
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def flops(config: Experiment, written: bool = False) -> dict[str, int]:
@@ -176,3 +189,47 @@ def _total(stages: Iterable[Stage], field: str) -> dict[str, int]:
     for stage in stages:
         totals[stage.part] = totals.get(stage.part, 0) + getattr(stage, field)
     return totals
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+def training_memory(config: Experiment, stage: str, ranks: int = 1, objects: int | None = None) -> dict[str, int]:
+    """Bytes that a rank holds throughout a stage, activations apart: {'network', 'library', 'data'}, by kind.
+
+    Weights, gradients and Adam's two moments take 16 bytes a parameter, stage 2's moving average 4 more. A partitioned
+    library is divided among ranks. Raises ConfigError where they cannot share a step's microbatches.
+    """
+    objects = config.data.num_objects if objects is None else objects
+    settings = config.reconstruction if stage == "autodecoder" else config.diffusion
+    Ranks(0, ranks).share(settings.microbatches)
+    size = parameters(config)
+    if stage == "diffusion":
+        return {"network": 20 * size["denoiser"], "data": 4 * objects * math.prod(config.autodecoder.latent_shape)}
+    own = -(-objects // ranks) if config.reconstruction.partitioned else objects
+    table = size["embedding"] if config.autodecoder.hash_rows else own * config.autodecoder.embedding_dim
+    network = size["G1"] + size["G2"] + pose_parameters(config)
+    pixels = config.data.train_views * config.data.resolution**2
+    return {"network": 16 * network, "library": 16 * table, "data": 4 * objects * pixels}
+
+
+def exchanged(config: Experiment, stage: str, ranks: int, objects: int | None = None) -> dict[str, int]:
+    """Bytes that a rank puts into the exchanges of a step, by kind as `Ranks.sent` counts them.
+
+    In stage 1: gradients of the decoder, and of the whole table unless it is partitioned; of a hashed library, of its
+    codebooks. A ring all-reduce sends 2 (ranks - 1) / ranks times as much over a rank's link.
+    """
+    if ranks == 1:
+        return {}
+    Ranks(0, ranks).share((config.reconstruction if stage == "autodecoder" else config.diffusion).microbatches)
+    size, agreement = parameters(config), {"agreement": AGREEMENT_BYTES}
+    if stage == "diffusion":
+        return {"gradients": 4 * size["denoiser"], **agreement}
+    objects = config.data.num_objects if objects is None else objects
+    table = size["embedding"] if config.autodecoder.hash_rows else objects * config.autodecoder.embedding_dim
+    if config.reconstruction.partitioned and not config.autodecoder.hash_rows:
+        table = 0
+    with torch.device("meta"):
+        norms = [m for m in Decoder(config.autodecoder).modules() if isinstance(m, nn.BatchNorm3d)]
+    statistics = 4 * sum(2 * m.num_features for m in norms)
+    return {"gradients": 4 * (size["G1"] + size["G2"] + table), "statistics": statistics, **agreement}

@@ -1,11 +1,16 @@
 """Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call a notebook can show.
 
 FID/KID compare `views` random views of `num_samples` generated objects with `real_views` random images of every
-training object; PSNR and LPIPS compare reconstructions with views that training never drew.
+training object; PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
+`shape_evaluation`.
+
+A sample whose pictures are not finite is left out of FID and KID, and counted in the note of their rows. An empty
+volume has a picture like any other: a black one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +21,8 @@ from tqdm import tqdm
 from .config import EvaluationConfig
 from .data import SequenceSet
 from .diffusion.sampling import object_generators
-from .generation import Models, System, render_samples
+from .generation import Generator, Models, System, render_samples
+from .metrics import MetricError
 from .metrics.distribution import distances
 from .metrics.features import Features, check_independent, extract
 from .metrics.images import LPIPS, psnr
@@ -44,8 +50,13 @@ def mean_over_objects(values: Tensor) -> Mean:
 
 
 def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:
+    """Means of `heldout_scores`."""
+    return {name: mean_over_objects(values) for name, values in heldout_scores(models, objects).items()}
+
+
+def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Reconstruction of training objects (default: all) on their held-out views: 'psnr', 'psnr_foreground' (dB) and
-    'lpips'."""
+    'lpips', (n,) each."""
     data, samples = models.data.split("train"), models.config.reconstruction.num_samples
     views = slice(data.train_views, data.train_views + data.heldout_views)
     perceptual = LPIPS("alex")
@@ -59,7 +70,7 @@ def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None)
         scores["psnr"].append(psnr(rendered, target).mean())
         scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())
         scores["lpips"].append(perceptual(rendered, target).mean())
-    return {name: mean_over_objects(torch.stack(values)) for name, values in scores.items()}
+    return {name: torch.stack(values) for name, values in scores.items()}
 
 
 def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:
@@ -72,15 +83,31 @@ def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "tra
     return extract(torch.stack(pictures), config.features)
 
 
-def sample_features(models: Models, system: System, name: str) -> list[Features]:
-    """Features of a system's samples, one set for each sampling seed."""
+def sample_features(models: Models, system: System | Generator, name: str) -> list[Features]:
+    """Features of a system's samples, one set for each sampling seed.
+
+    Raises MetricError, before any work, for fewer pictures than KID's subsets hold, and where no sample is finite.
+    """
     config = models.config.evaluation
     check_independent(config.features, models.config.reconstruction.perceptual_network)
+    if config.num_samples * config.views < config.kid_subset_size:
+        raise MetricError(
+            f"{name}: {config.num_samples} samples of {config.views} views, but KID draws subsets of "
+            f"{config.kid_subset_size} pictures: expected at least that many (or a smaller kid_subset_size)"
+        )
     sets = []
     for seed in config.sampling_seeds:
         pictures = render_samples(models, system, config.num_samples, config.views, seed, f"{name}, seed {seed}")
-        sets.append(extract(pictures, config.features))
+        sets.append(_features(pictures, config.features, f"{name}, seed {seed}"))
     return sets
+
+
+def _features(pictures: Tensor, network: str, name: str) -> Features:
+    """Features of the samples (n, v, h, w, 3) whose pictures are all finite."""
+    finite = torch.isfinite(pictures).flatten(1).all(1)
+    if not finite.any():
+        raise MetricError(f"{name}: none of {len(finite)} samples has finite pictures, expected some")
+    return dataclasses.replace(extract(pictures[finite], network), left_out=int((~finite).sum()))
 
 
 def reconstruction_features(models: Models, seed: int = 0) -> Features:
@@ -107,7 +134,14 @@ def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig
                 "n": len(values),
                 "features": measured[0]["features"],
                 "resolution": measured[0]["resolution"],
-                "note": measured[0]["note"],
+                "note": measured[0]["note"] + _left_out(sets),
             }
         )
     return rows
+
+
+def _left_out(sets: list[Features]) -> str:
+    """What a note says of samples without finite pictures; nothing where there are none."""
+    left_out = sum(features.left_out for features in sets)
+    total = left_out + sum(features.num_objects for features in sets)
+    return f"; {left_out} of {total} samples are not finite and left out" if left_out else ""

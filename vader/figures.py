@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from .rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from .rendering.volume import render_views
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 AZIMUTHS = (30.0, 120.0, 210.0, 300.0)  # degrees from the front, of the four views of a row
@@ -112,4 +114,29 @@ def image_rows(rows: dict[str, Tensor], title: str) -> Figure:
         axis.imshow(torch.cat(list(images.detach().cpu().clamp(0, 1)), dim=1).numpy(), interpolation="nearest")
         axis.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
         axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def cloud_grid(clouds: dict[str, np.ndarray], title: str) -> Figure:
+    """Rows of point clouds under each other, each with its name on the left: {name: (n, p, 3) canonical x, y, z}.
+
+    Seen from the right and above, without perspective; nearer points are darker.
+    """
+    from matplotlib.figure import Figure
+
+    a, e = (math.radians(angle) for angle in (AZIMUTHS[0], ELEVATION))
+    right = (math.cos(a), 0.0, -math.sin(a))
+    up = (-math.sin(a) * math.sin(e), math.cos(e), -math.cos(a) * math.sin(e))
+    towards = (math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e))
+    widest = max(len(row) for row in clouds.values())
+    figure = Figure(figsize=(1.2 * widest + 1.6, 1.2 * len(clouds) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for axes, (name, row) in zip(figure.subplots(len(clouds), widest, squeeze=False), clouds.items(), strict=True):
+        for axis, cloud in zip(axes, row, strict=False):
+            x, y, depth = (cloud @ direction for direction in (right, up, towards))
+            axis.scatter(x, y, c=-depth, s=0.4, cmap="viridis", vmin=-1.2, vmax=1.2, linewidths=0)
+        for axis in axes:
+            axis.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), xticks=[], yticks=[], aspect="equal")
+            axis.spines[:].set_visible(False)
+        axes[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     return figure

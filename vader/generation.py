@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,6 +18,7 @@ from .data import SequenceSet
 from .diffusion.denoising import load_denoiser
 from .diffusion.sampling import for_inference, object_generators, sample_objects
 from .diffusion.text import check_width, encode
+from .metrics import MetricError
 from .rendering.cameras import Cameras, sample_orbit
 from .rendering.volume import render_views
 from .runs import Run
@@ -25,6 +28,53 @@ from .training import autodecoder_run, diffusion_run, select_device
 System = Callable[[Sequence[int], int], Tensor]
 
 BATCH = 32  # objects decoded or denoised at once on a CPU
+
+
+class Generator(Protocol):
+    """What evaluation asks of a system, whatever its objects are made of. Sample i of seed s depends on (i, s) only.
+
+    A sample that came out broken (NaN or infinite) is NaN throughout, in its pictures and its density: evaluation
+    counts it and leaves it out. Neither call may raise for it.
+    """
+
+    name: str
+
+    def pictures(self, indices: Sequence[int], cameras: list[Cameras], seed: int) -> Tensor:
+        """The samples with these numbers, each from its own v cameras, on black: (n, v, h, w, 3) in [0, 1], on the
+        CPU."""
+
+    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
+        """The same samples' density (n, S, S, S) = (n, z, y, x) per unit length, S = resolution, over the cube
+        [-1, 1]^3 with voxel centres on its faces."""
+
+
+@dataclass(frozen=True)
+class VolumeGenerator:
+    """A system of volumes as a `Generator`."""
+
+    name: str
+    system: System
+    num_samples: int  # per ray
+
+    def pictures(self, indices: Sequence[int], cameras: list[Cameras], seed: int) -> Tensor:
+        """As `Generator.pictures`."""
+        pictures = []
+        for volume, views in zip(self.system(indices, seed), cameras, strict=True):
+            sound = torch.isfinite(volume[:4]).all()
+            shown = volume[None] if sound else torch.zeros_like(volume[None])
+            colour = render_views(shown, views, self.num_samples, normals=False)["colour"][0].cpu()
+            pictures.append(colour if sound else torch.full_like(colour, torch.nan))
+        return torch.stack(pictures)
+
+    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
+        """As `Generator.density`: the volume's own, or trilinearly resampled to another resolution."""
+        volumes = self.system(indices, seed)
+        density = volumes[:, :1].float()
+        if density.shape[-1] != resolution:
+            density = F.interpolate(density, size=(resolution,) * 3, mode="trilinear", align_corners=True)
+        broken = ~torch.isfinite(volumes[:, :4]).flatten(1).all(1)
+        density[broken] = torch.nan
+        return density[:, 0]
 
 
 @dataclass(frozen=True)
@@ -41,6 +91,12 @@ class Models:
     def reconstruct(self, objects: Sequence[int]) -> Tensor:
         """Volumes (n, 4, S, S, S) of training objects, from their learned embeddings."""
         return self.autodecoder(torch.as_tensor(objects, device=self.device))
+
+    def generator(self, system: System | Generator, name: str = "samples") -> Generator:
+        """What evaluation works on: a system of volumes, rendered as stage 1 renders; any other is itself."""
+        if hasattr(system, "pictures"):
+            return system
+        return VolumeGenerator(name, system, self.config.reconstruction.num_samples)
 
     def ours(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
         """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3).
@@ -103,16 +159,23 @@ def random_views(config: Experiment, index: int, views: int, seed: int) -> Camer
     return sample_orbit(views, config.data, generator)
 
 
-def render_samples(models: Models, system: System, count: int, views: int, seed: int, name: str = "samples") -> Tensor:
-    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1]."""
-    pictures = []
+def render_samples(
+    models: Models, system: System | Generator, count: int, views: int, seed: int, name: str = "samples"
+) -> Tensor:
+    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1].
+
+    Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
+    """
+    generator, pictures = models.generator(system, name), []
     bar = tqdm(total=count, desc=name, disable=None)
     for start in range(0, count, BATCH):
         indices = range(start, min(start + BATCH, count))
-        for index, volume in zip(indices, system(indices, seed), strict=True):
-            cameras = random_views(models.config, index, views, seed)
-            samples = models.config.reconstruction.num_samples
-            pictures.append(render_views(volume[None], cameras, samples, normals=False)["colour"][0].cpu())
-            bar.update()
+        cameras = [random_views(models.config, index, views, seed) for index in indices]
+        batch = generator.pictures(indices, cameras, seed)
+        expected = (len(indices), views, cameras[0].height, cameras[0].width, 3)
+        if tuple(batch.shape) != expected:
+            raise MetricError(f"{name}: pictures have shape {tuple(batch.shape)}, expected {expected} as the cameras")
+        pictures.append(batch)
+        bar.update(len(indices))
     bar.close()
-    return torch.stack(pictures)
+    return torch.cat(pictures)

@@ -146,10 +146,11 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
 # the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.
 SMALL_ARTICULATION = dict(predictor_learning_rate=2e-3, ray_stride=2)
+UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
 VIDEO_MODELS = {
     "smoke": dict(
         autodecoder=dict(lbs_channels=4),
-        reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2),
+        reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2, clip_value=UVA_CLIP),
         articulation=dict(
             keypoints_per_axis=2,
             predictor_resolution=16,
@@ -173,6 +174,7 @@ VIDEO_MODELS = {
             perceptual_images=1,
             density_noise_images=24_000,
             precision="float32",
+            clip_value=UVA_CLIP,
         ),
         articulation=dict(
             keypoints_per_axis=3,
@@ -187,6 +189,7 @@ VIDEO_MODELS = {
     ),
     "gpu": dict(
         autodecoder=dict(lbs_channels=10),
+        reconstruction=dict(clip_value=UVA_CLIP),
         articulation=dict(rigid_images=500_000, neutral_images=20_000, **SMALL_ARTICULATION),
     ),
 }
@@ -203,7 +206,8 @@ DEPARTURES = {
     ("laptop", "procedural_chairs_text"): dict(
         data=dict(num_objects=512, heldout_objects=64, train_views=12, heldout_views=2),
         reconstruction=dict(images_seen=96_000),
-        diffusion=dict(latents_seen=96_000),
+        unet=dict(cross_attention_resolutions=(4,)),  # at 8^3, too, a step takes a third longer
+        diffusion=dict(latents_seen=72_000),
         evaluation=dict(num_samples=64),
     ),
     ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
@@ -229,7 +233,7 @@ def _paper(
         "paper",
         DataConfig(name, num_objects=TRAINING_OBJECTS[name], train_views=views, resolution=128),
         AutodecoderConfig(depth=depth, resolution=resolution, lbs_channels=lbs, hash_rows=hash_rows),
-        ReconstructionConfig(foreground_weight=foreground),
+        ReconstructionConfig(foreground_weight=foreground, clip_value=UVA_CLIP if lbs else 0.0),
         UNetConfig(**unet),
     )
 
@@ -310,6 +314,37 @@ def _scientific(value: float) -> str:
 
 # Experiments of single studies, as changes to procedural chairs of a profile.
 STUDIES = {
+    # Table 2: deep enough for blocks to be taken away, and more objects than a code of 64 numbers has room for.
+    ("table2", "smoke"): dict(
+        data=dict(num_objects=8, heldout_objects=1, train_views=6, heldout_views=2),
+        autodecoder=dict(embedding_dim=64, max_channels=16, depth=2),
+        reconstruction=dict(images_seen=160, num_samples=12, density_noise_images=80),
+    ),
+    ("table2", "laptop"): dict(
+        data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, resolution=32, supersampling=2),
+        autodecoder=dict(embedding_dim=1024, max_channels=64, resolution=16, depth=3),
+        reconstruction=dict(
+            images_seen=51_200,
+            num_samples=24,
+            learning_rate=2e-3,
+            perceptual_network="none",
+            perceptual_images=1,
+            density_noise_images=40_960,
+        ),
+    ),
+    # Figures 3 and 10: the latents of one autodecoder at three resolutions, sampled without fresh noise.
+    ("figure3", "smoke"): dict(
+        autodecoder=dict(resolution=32),
+        reconstruction=dict(images_seen=320, density_noise_images=160),
+        unet=dict(channels=8, channels_per_head=8),
+        diffusion=dict(latents_seen=320, warmup_latents=32),
+        evaluation=dict(num_samples=4, sampling_seeds=(0,)),
+    ),
+    ("figure3", "laptop"): dict(
+        diffusion=dict(latents_seen=7_680, warmup_latents=400),
+        sampler=dict(s_churn=0.0),
+        evaluation=dict(num_samples=32, sampling_seeds=(0,)),
+    ),
     # More objects than table rows, few small views of each. Embeddings are cut into 256 pieces as in B.3, since Eq. 11
     # depends on their number; of one number each, where the paper has four, so that the runs' files stay small.
     ("hashing", "smoke"): dict(
@@ -321,14 +356,14 @@ STUDIES = {
         data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, resolution=32, supersampling=2),
         autodecoder=dict(embedding_dim=256, max_channels=64, resolution=16, hash_rows=512),
         reconstruction=dict(
-            images_seen=240_000,
+            images_seen=144_000,
             objects_per_step=32,
             views_per_object=2,
             num_samples=24,
             learning_rate=2e-3,
             perceptual_network="none",
             perceptual_images=1,
-            density_noise_images=120_000,
+            density_noise_images=72_000,
         ),
     ),
 }
@@ -376,5 +411,5 @@ def experiment(profile: str, data: str) -> Experiment:
         settings |= {part: settings.get(part, {}) | values for part, values in model.items()}
     settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
     if data in TEXT:
-        settings |= dict(unet=settings["unet"] | TEXT_UNET, text=TEXT_CONFIG)
+        settings |= dict(unet=TEXT_UNET | settings["unet"], text=TEXT_CONFIG)
     return PAPER["photoshape_chairs"].replace(profile=profile, weights_precision="float16", **settings)

@@ -37,6 +37,7 @@ from .provenance import environment, peak_memory
 from .storage import (
     RunError,
     canonical,
+    differences,
     load_weights,
     plain,
     read_json,
@@ -169,7 +170,7 @@ def begin(name: str, settings: Any) -> Path:
     work = final.with_name(final.name + ".partial")
     _make_folder(work)
     if (work / "settings.json").is_file():
-        _require_digest(work, _read_settings(work)["digest"], settings)
+        _require_settings(work, _read_settings(work)["settings"], settings)
     else:
         head = {"schema": SCHEMA_VERSION, "name": name, "digest": digest(settings), "settings": plain(settings)}
         write_json(work / "settings.json", head)
@@ -256,6 +257,15 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _require_digest(folder: Path, found: str, settings: Any) -> None:
     if found != digest(settings):
         raise RunError(f"{folder / 'settings.json'}: digest is {found}, but its settings give {digest(settings)}")
+
+
+def _require_settings(folder: Path, found: Any, settings: Any) -> None:
+    changed = differences(found, settings)
+    if changed:
+        raise RunError(
+            f"{folder}: is a run of other settings and cannot be resumed with these: {'; '.join(changed)}; "
+            "move it away to start one of these"
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -53,12 +54,29 @@ def canonical(value: Any, where: str = "settings") -> str:
     return json.dumps(plain(value, where), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def differences(found: Any, expected: Any, where: str = "") -> list[str]:
+    """['reconstruction.learning_rate is 0.1, expected 0.2', ...]: where two settings differ, field by field."""
+    found, expected = plain(found), plain(expected)
+    if isinstance(found, dict) and isinstance(expected, dict):
+        dot = f"{where}." if where else ""
+        names = dict.fromkeys([*expected, *found])
+        absent = "absent"  # a later field at its default, or one of another version
+        return [line for n in names for line in differences(found.get(n, absent), expected.get(n, absent), f"{dot}{n}")]
+    return [] if found == expected else [f"{where} is {json.dumps(found)}, expected {json.dumps(expected)}"]
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that the file is the old or the new one whole, whatever happens."""
     partial = file.with_name(file.name + ".tmp")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(partial)
-    partial.replace(file)
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        sync(partial)
+        partial.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def read_json(file: Path) -> Any:

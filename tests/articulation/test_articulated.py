@@ -7,16 +7,17 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import tiny_articulated, toys
+from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
 from vader.articulation.poses import PoseError, neutral
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.config import ConfigError
 from vader.diffusion.denoising import extract_latents
+from vader.distributed import Ranks
 from vader.profiles import experiment
 from vader.runs import Paused
 from vader.storage import plain, read_weights
-from vader.training import articulated_run, autodecoder_run, diffusion_run
+from vader.training import articulated_run, autodecoder_run, diffusion_run, plan
 
 pytest.importorskip("pytorch3d")
 CPU = torch.device("cpu")
@@ -55,8 +56,39 @@ def test_one_step_moves_everything_and_names_its_terms(data):
     for group in groups:
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in group)
         assert all(torch.isfinite(p.grad).all() for p in group if p.grad is not None)
-        assert max(p.grad.abs().max() for p in group if p.grad is not None) <= config.articulation.gradient_clip
     assert task.pose_model.keypoints.raw.grad.abs().max() > 0
+
+
+def test_the_loop_is_told_how_to_clip_and_which_videos_a_step_draws(data):
+    config = tiny_articulated(reconstruction=dict(clip_norm=3.0))
+    task = Articulation(config, data, CPU)
+    assert (task.clip_norm, task.clip_value) == (3.0, 0.1)
+    torch.manual_seed(5)
+    drawn = [task.keys[k] for k in task.draw()[0]]
+    torch.manual_seed(5)
+    assert task.batch(0) == drawn and len(set(drawn)) == 2
+
+
+def test_poses_are_learned_on_one_rank(data, monkeypatch, tmp_path):
+    config = tiny_articulated()
+    with pytest.raises(ConfigError, match="poses are learned on one rank, but there are 2"):
+        autodecoder_run(config, data, "cpu", ranks=2)
+    monkeypatch.setattr("vader.training.stages.current", lambda: Ranks(1, 3))
+    with pytest.raises(ConfigError, match="on one rank, but there are 3; train stage 1 on one, stage 2 on any"):
+        diffusion_run(config, data, "cpu")
+    assert not list(tmp_path.glob("runs/*"))
+    with pytest.raises(ConfigError, match="on one rank, but there are 4"):
+        plan(config, 4)
+    text = plan(config)
+    assert "after 32 images of a run with one part" in text
+    poses = sum(p.numel() for p in PoseModel(config).parameters())
+    assert f"keypoints {poses:,} parameters" in text
+
+
+def test_stills_are_no_videos():
+    config = tiny_articulated()
+    with pytest.raises(ConfigError, match="balls has no videos, expected some .* \\['ball-0'\\] is none"):
+        Articulation(config, balls(config), CPU)
 
 
 @pytest.mark.parametrize("term", ["equivariance", "projection", "pull", "foreground", "pixels"])
@@ -112,7 +144,6 @@ def test_it_learns_with_one_part_and_goes_on_with_more(data):
     assert run.record["parts"] == 2 and first.record["parts"] == 1
     assert run.record["objects"] == [v.key for v in data.split("train")]
     assert autodecoder_run(config, data, "cpu").folder == run.folder
-    assert articulated_run(rigid(config, 480), data, "cpu").digest != first.digest
     latents = extract_latents(load_autodecoder(run, config))
     assert latents.shape == (4, *config.autodecoder.latent_shape)
     assert diffusion_run(config, data, "cpu").settings["autodecoder"] == run.digest
@@ -176,6 +207,9 @@ def test_a_model_reads_only_what_it_can(data):
             "views_per_object is 7, but toys has 4 videos of fewer training frames, such as \\['toy-0'\\]",
         ),
         (dict(autodecoder=dict(lbs_channels=0)), "lbs_channels is 0, expected the number of parts"),
+        (dict(reconstruction=dict(microbatches=2)), "microbatches is 2, expected 1 where poses are learned"),
+        (dict(reconstruction=dict(partitioned=True)), "partitioned is True, expected False where poses are learned"),
+        (dict(autodecoder=dict(sparse_embedding=True)), "sparse_embedding is True, expected False where poses"),
     ],
 )
 def test_settings_that_do_not_fit_the_videos_are_refused(data, changes, message):

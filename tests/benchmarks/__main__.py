@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, chamfer, features; all unless some are named) and writes
-`reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing else
-run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
+runs the parts (renderer, sampler, stage1, full_size, shards, training, chamfer, features; all unless some are named)
+and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing
+else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
 the report says so.
 """
 
@@ -28,7 +28,7 @@ from vader.runs import utc_now
 from vader.storage import write_json
 from vader.training import select_device
 
-from . import chamfer, features, renderer, sampler, stage1
+from . import chamfer, features, full_size, renderer, sampler, shards, stage1, training
 from .contest import Quantity
 
 Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
@@ -52,6 +52,19 @@ def run_stage1(device: torch.device) -> Part:
     return [], stage1.breakdown(device), {}
 
 
+def run_full_size(device: torch.device) -> Part:
+    return [], full_size.measure(device), {}
+
+
+def run_shards(device: torch.device) -> Part:
+    return [], shards.startup(), {}
+
+
+def run_training(device: torch.device) -> Part:
+    """On the CPU, whatever the device: ranks are processes of this machine."""
+    return training.two_ranks() + training.views(), training.loop_share(), {}
+
+
 def run_chamfer(device: torch.device) -> Part:
     return chamfer.compare(), [], {}
 
@@ -64,6 +77,9 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "renderer": (run_renderer, ()),
     "sampler": (run_sampler, ()),
     "stage1": (run_stage1, ()),
+    "full_size": (run_full_size, ()),
+    "shards": (run_shards, ("webdataset",)),
+    "training": (run_training, ()),
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }

@@ -12,37 +12,24 @@ import torch
 
 from vader.autodecoder.losses import foreground_loss, pyramid_l1
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.data import Sequence, SequenceSet
+from vader.config import Experiment
 from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
 from vader.rendering.volume import render_rays
+from vader.studies.scaling import noise_pictures
 
 from .contest import Quantity, alternate
 
 
-def noise_pictures(config) -> SequenceSet:
-    """As many objects as the experiment trains on, with random pixels: what they show does not change the cost."""
-    data = config.data
-    sequences = []
-    for index in range(data.num_objects):
-        generator = torch.Generator().manual_seed(index)
-        cameras = sample_orbit(data.train_views + data.heldout_views, data, generator)
-        shape = (len(cameras), data.resolution, data.resolution)
-        images = torch.randint(256, (*shape, 3), generator=generator).to(torch.uint8)
-        masks = torch.randint(256, shape, generator=generator).to(torch.uint8)
-        sequences.append(Sequence(f"noise-{index}", images, masks, cameras, "train"))
-    return SequenceSet("noise", "0" * 64, tuple(sequences), data.train_views, data.heldout_views, None, "1" * 64)
-
-
-def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
-    """Median seconds of a laptop step, the share of each part, and what the parts leave over ('other')."""
-    config = experiment("laptop", "furniture_chairs")
-    task = Reconstruction(config, noise_pictures(config), device)
+def breakdown(device: torch.device, config: Experiment | None = None, repeats: int = 7) -> list[Quantity]:
+    """Median seconds of a step (default: of the laptop profile), the share of each part, and what the parts leave over
+    ('other')."""
+    config = config or experiment("laptop", "furniture_chairs")
+    task = Reconstruction(config, noise_pictures(config, config.data.num_objects), device)
     settings = task.settings
     b, v, r = settings.objects_per_step, settings.views_per_object, config.data.resolution
-    objects, views = task.draw()
-    rows = objects[:, None].expand(b, v)
-    target, mask = task.images[rows, views].float() / 255, task.masks[rows, views].float() / 255
+    batch = task.draw(0)
+    target, mask = batch.images.float() / 255, batch.masks.float() / 255
     generator = torch.Generator().manual_seed(0)
     cameras = sample_orbit(b * v, config.data, generator).to(device)
     origins, directions = (x.view(b, v * r * r, 3) for x in cameras.rays())
@@ -51,7 +38,7 @@ def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
 
     def generate() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            return task.model(objects, settings.density_noise)
+            return task.model(batch.objects, settings.density_noise)
 
     volume = generate().detach()
     above = torch.randn_like(volume)
@@ -65,8 +52,10 @@ def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
         (rendering.colour.sum() + rendering.occupancy.sum()).backward()
 
     def pixels() -> None:
-        loss = pyramid_l1(colour, target.flatten(0, 1), settings.pyramid_scales)
-        (loss + foreground_loss(occupancy, mask.flatten(0, 1))).backward()
+        loss = foreground_loss(occupancy, mask.flatten(0, 1))
+        if settings.pixel_weight:
+            loss = loss + pyramid_l1(colour, target.flatten(0, 1), settings.pyramid_scales)
+        loss.backward()
 
     def perceptual() -> None:
         chosen = slice(0, settings.perceptual_images)
@@ -84,15 +73,22 @@ def breakdown(device: torch.device, repeats: int = 7) -> list[Quantity]:
         "decoder": decoder,
         "renderer": renderer,
         "foreground and pixel losses": pixels,
-        "perceptual loss": perceptual,
         "optimizer": optimizer,
     }
+    if task.perceptual is not None:
+        parts["perceptual loss"] = perceptual
     timings = alternate({"step": step, **parts}, repeats, device)
     median = {name: statistics.median(timing.wall) for name, timing in timings.items()}
-    work = f"laptop step: {b} objects x {v} views of {r}^2, {config.autodecoder.resolution}^3 voxels"
-    whole = median.pop("step")
-    shares = {name: seconds / whole for name, seconds in median.items()}
+    size = f"{b} objects x {v} views of {r}^2, {config.autodecoder.resolution}^3 voxels"
+    work = f"{config.profile} step: {size}, {settings.perceptual_network}, {settings.precision}"
+    return shares_of_step("stage 1", work, median)
+
+
+def shares_of_step(system: str, work: str, seconds: dict[str, float]) -> list[Quantity]:
+    """Seconds of the 'step', and its parts and what they leave over ('other') as shares of it."""
+    whole = seconds["step"]
+    shares = {name: value / whole for name, value in seconds.items() if name != "step"}
     shares["other"] = 1 - sum(shares.values())
-    return [Quantity("stage 1", work, "seconds", whole)] + [
-        Quantity("stage 1", work, f"share of the step: {name}", share) for name, share in shares.items()
+    return [Quantity(system, work, "seconds", whole)] + [
+        Quantity(system, work, f"share of the step: {name}", share) for name, share in shares.items()
     ]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.config import DataConfig
-from vader.data import sequence
+from vader.config import ConfigError, DataConfig
+from vader.data import prepare, sequence
 from vader.data.preparation import SetWriter, prepare_set
 from vader.data.sequence import DataError, Sequence, load_sequence, load_set, object_cameras
 
@@ -85,3 +85,8 @@ def test_a_set_with_too_few_views_is_refused(tmp_path):
     fewer = dataclasses.replace(CONFIG, heldout_views=2)
     with pytest.raises(DataError, match="object 'toy-0': has 3 views, expected the 4"):
         prepare_set(fewer, {}, JOBS, render, root=tmp_path)
+
+
+def test_an_option_that_a_reader_does_not_take_is_named():
+    with pytest.raises(ConfigError, match="'puppets' takes no option 'objects_per_shard'"):
+        prepare(DataConfig("puppets"), objects_per_shard=4)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vader.config import ConfigError, DataConfig
 from vader.data import __main__ as command
-from vader.data import prepare, procedural
+from vader.data import open_set, prepare, procedural
 from vader.data.factors import CONTINUOUS, DISCRETE, describe, draw
 from vader.data.raycast import HALF_EXTENT, LIGHT_RIG, SPHERE_RADIUS
 from vader.data.sequence import DataError, data_digest, object_cameras
@@ -169,6 +169,19 @@ def test_the_command_prepares_a_set_and_says_where_it_is(root, monkeypatch, caps
     said = capsys.readouterr().out
     assert "2 training and 1 held-out objects" in said and str(root) in said
     assert prepare(TINY).digest in said and prepare(TINY).pixel_checksum in said
+
+
+def test_the_command_writes_shards(root, monkeypatch, capsys):
+    pytest.importorskip("webdataset")
+    tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
+    monkeypatch.setattr(command, "experiment", lambda profile, name: tiny)
+    assert command.main(["procedural_chairs", "--workers", "1", "--shards", "2"]) == 0
+    assert "3 objects, 2 of them for training" in capsys.readouterr().out
+    (folder,) = root.glob("procedural_chairs-*-by2")
+    sharded, whole = open_set(folder), prepare(TINY)
+    assert torch.equal(sharded.split("train")[1].images, whole.split("train")[1].images)
+    assert command.main(["procedural_chairs", "--shards", "0"]) == 1
+    assert "objects_per_shard is 0, expected at least 1" in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_it_does_not_know(root, capsys):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from vader.diffusion.normalization import RobustStatistics, StatisticsError, exact_quantiles
+from vader.diffusion.normalization import RobustStatistics, StatisticsError, exact_quantiles, streamed_quantiles
 
 
 def features(seed: int, n: int = 6, c: int = 3, r: int = 4) -> torch.Tensor:
@@ -138,3 +138,57 @@ def test_unknown_mode_and_wrong_shape():
         RobustStatistics.fit(features(0), mode="median")
     with pytest.raises(StatisticsError, match=r"\(3, 4, 4, 4\), expected a non-empty \(n, c, d, h, w\)"):
         RobustStatistics.fit(features(0)[0])
+
+
+# ------------------------------------------------------------------------------------------------------- streaming
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(FLOATS | st.sampled_from([0.0, -0.0, 1.0, 2.0**-149]), min_size=2, max_size=80),
+    fractions=st.tuples(*[st.floats(0, 1)] * 3),
+    cuts=st.lists(st.integers(0, 79), max_size=3),
+)
+def test_streamed_quantiles_are_those_of_torch_and_of_selection(values, fractions, cuts):
+    rows = np.array([values, values[::-1], [-v for v in values]], np.float32)
+    pieces = np.split(rows, sorted(c for c in cuts if c < len(values)), axis=1)
+    found = streamed_quantiles(lambda: iter(pieces), len(values), fractions)
+    for a, b, fraction in zip(found, exact_quantiles(torch.from_numpy(rows), fractions), fractions, strict=True):
+        assert torch.equal(a, b)
+        expected = torch.quantile(torch.from_numpy(rows).double(), fraction, dim=1)
+        torch.testing.assert_close(a, expected, rtol=1e-12, atol=1e-12 * float(np.abs(rows).max()))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    per_channel=st.booleans(),
+    piece=st.integers(1, 7),
+    mode=st.sampled_from(["robust", "classic"]),
+)
+def test_statistics_of_a_stream_are_those_of_the_whole(seed, per_channel, piece, mode):
+    f = features(seed)
+    f.view(-1)[::37] = 1e4
+    whole = RobustStatistics.fit(f, mode, 0.7, per_channel)
+    stream = RobustStatistics.fit_stream(f.split(piece), mode, 0.7, per_channel)
+    assert torch.equal(stream.median, whole.median) and torch.equal(stream.iqr, whole.iqr)
+    torch.testing.assert_close(stream.mean, whole.mean, rtol=2e-7, atol=0)
+    torch.testing.assert_close(stream.std, whole.std, rtol=2e-7, atol=0)
+    assert (stream.mode, stream.sigma_data, stream.per_channel) == (mode, 0.7, per_channel)
+
+
+def test_a_stream_that_is_not_finite_does_not_vary_or_is_empty():
+    f = features(4)
+    f[3, 1, 0, 0, 0], f[5, 0, 0, 0, 0] = float("nan"), float("inf")
+    with pytest.raises(StatisticsError, match="features of 2 objects, first number 3, have NaN or infinite"):
+        RobustStatistics.fit_stream(f.split(2), per_channel=True)
+    f = features(5)
+    f[:, 1] = 7.0
+    with pytest.raises(StatisticsError, match="interquartile range of channel 1 is 0"):
+        RobustStatistics.fit_stream(f.split(4), per_channel=True)
+    with pytest.raises(StatisticsError, match="features are empty"):
+        RobustStatistics.fit_stream([])
+    with pytest.raises(StatisticsError, match="'median', expected 'robust' or 'classic'"):
+        RobustStatistics.fit_stream([], mode="median")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import Dataset
 
 from vader.metrics import MetricError, distribution, features
@@ -64,6 +66,32 @@ def test_same_numbers_as_torch_fidelity_end_to_end():
     assert fd["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-5)
     assert kd["value"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-5)
     assert kd["std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-4)
+
+
+def test_same_numbers_as_torch_fidelitys_command_on_the_same_png_files(tmp_path, monkeypatch, capsys):
+    """`fidelity --input1 FOLDER --input2 FOLDER --fid --kid`, as anybody would check pictures on a disk."""
+    command = pytest.importorskip("torch_fidelity.fidelity")
+    pictures = {}
+    for name, seed in (("generated", 0), ("real", 1)):
+        g = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(14, 3, 4, 4, generator=g) * (0.6 + 0.4 * seed)
+        smooth = torch.nn.functional.interpolate(coarse, size=(24, 24), mode="bilinear").movedim(1, -1)
+        pictures[name] = features.to_uint8(smooth)
+        (tmp_path / name).mkdir()
+        for i, picture in enumerate(pictures[name]):
+            Image.fromarray(picture.numpy()).save(tmp_path / name / f"{i:03d}.png")
+    features.register_extractors()
+    arguments = f"--input1 {tmp_path / 'generated'} --input2 {tmp_path / 'real'} --fid --kid --json --silent"
+    arguments += " --cpu --save-cpu-ram --feature-extractor efficientnet-lite0 --batch-size 2"
+    arguments += " --kid-subset-size 10 --kid-subsets 5"
+    monkeypatch.setattr("sys.argv", ["fidelity", *arguments.split(), "--no-cache"])
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        command.main()
+    expected = json.loads(capsys.readouterr().out)
+    fd, kd = distribution.distances(*map(features.extract, pictures.values()), subset_size=10, subsets=5)
+    assert fd["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
+    assert kd["value"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    assert kd["std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
 
 
 def test_own_estimates_are_torch_fidelitys():

@@ -202,3 +202,18 @@ def test_bad_calls(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ImportError, match=r"needs numba: pip install 'vader\[eval\]'"):
         geometry.shape_metrics(A, A)
+
+
+def test_shapes_are_matched_across_resolutions_and_empty_ones_left_out():
+    pytest.importorskip("skimage")
+
+    def balls(radii, size):
+        axis = torch.linspace(-1, 1, size)
+        distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+        return torch.stack([(200 * (radius - distance)).clamp(0, 60) for radius in radii])
+
+    pairs = geometry.matched_shapes(balls((0.7, 0.0, 0.3), 16), balls((0.31, 0.5, 0.0, 0.8), 24))
+    assert {(i, j) for i, j, _ in pairs} == {(0, 3), (2, 0)}
+    distances = [distance for *_, distance in pairs]
+    assert distances == sorted(distances) and distances[0] < 0.01
+    assert geometry.matched_shapes(balls((0.0,), 16), balls((0.5,), 16)) == []

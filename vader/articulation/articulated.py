@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..autodecoder.losses import image_losses, perceptual_loss
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..config import Experiment, require
+from ..data import Video
 from ..runs import Run
 from ..storage import load_weights, save_weights
 from .keypoints import CanonicalKeypoints, KeypointPredictor
@@ -92,13 +93,23 @@ def rigid(config: Experiment, images: int) -> Experiment:
     )
 
 
+def one_rank(ranks: int) -> None:
+    """Raises ConfigError for more than one, where poses are to be learned."""
+    require(ranks == 1, f"poses are learned on one rank, but there are {ranks}; train stage 1 on one, stage 2 on any")
+
+
 class Articulation:
-    """The stage-1 task of `training.fit` for videos; `start` is the finished run with one part, if there was one."""
+    """The stage-1 task of `training.fit` for videos; `start` is the finished run with one part, if there was one.
+
+    It trains on one rank, in whole steps, and keeps all embeddings in one dense table.
+    """
 
     name = "autodecoder"
 
     def __init__(self, config: Experiment, data: SequenceSet, device: torch.device, start: Run | None = None):
         videos = data.split("train")
+        stills = [item.key for item in videos if not isinstance(item, Video)]
+        require(not stills, f"{data.name} has no videos, expected some to learn poses from; {stills[:1]} is none")
         settings = self.settings = config.reconstruction
         require(
             len(videos) >= settings.objects_per_step,
@@ -110,11 +121,17 @@ class Articulation:
             f"views_per_object is {settings.views_per_object}, but {data.name} has {len(few)} videos of fewer training "
             f"frames, such as {few[:1]}",
         )
+        for name, found, expected in (
+            ("microbatches", settings.microbatches, 1),
+            ("partitioned", settings.partitioned, False),
+            ("sparse_embedding", config.autodecoder.sparse_embedding, False),
+        ):
+            require(found == expected, f"{name} is {found}, expected {expected} where poses are learned")
         self.config, self.device, self.seed, self.started = config, device, config.seed, start is not None
         self.keys = [video.key for video in videos]
         self.per_step = settings.objects_per_step * settings.views_per_object
         self.total = -(-settings.images_seen // self.per_step) * self.per_step
-        self.warmup = settings.warmup_images
+        self.warmup, self.clip_norm, self.clip_value = settings.warmup_images, settings.clip_norm, settings.clip_value
         self.counts = torch.tensor([video.train_frames for video in videos])
         self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
         self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
@@ -143,6 +160,10 @@ class Articulation:
         order = torch.rand(len(chosen), int(counts.max())).masked_fill(torch.arange(int(counts.max())) >= counts, 2)
         frames = order.argsort(dim=1)[:, : self.settings.views_per_object]
         return chosen.to(self.device), (self.first[chosen, None] + frames).to(self.device)
+
+    def batch(self, clock: int) -> list[str]:
+        """Keys of the videos that the step draws, from the current random stream."""
+        return [self.keys[k] for k in self.draw()[0].tolist()]
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, articulation = self.settings, self.config.articulation
@@ -187,9 +208,6 @@ class Articulation:
             losses["pull"] = articulation.pull_weight * pull_loss(poses, raw, articulation.pull_threshold)
         loss = sum(losses.values())
         loss.backward()
-        if articulation.gradient_clip:
-            parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-            nn.utils.clip_grad_value_(parameters, articulation.gradient_clip)
         counted = shares() if shares else {}  # after backward, which the guard watches
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}, **counted}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import WORD_BITS, AutodecoderConfig, require
+from ..distributed import stream_seed
 
 WORD = 2**WORD_BITS  # the multiplication method works modulo this
 
@@ -39,6 +40,31 @@ class DenseEmbedding(nn.Module):
     def all(self) -> Tensor:
         """Every embedding, (num_objects, dim)."""
         return self.table.weight
+
+
+class PartitionedEmbedding(nn.Module):
+    """One rank's rows of a dense table: those of the objects in its partitions, from N(0, I).
+
+    members: partition -> its objects, (n,) int64. A partition's rows are drawn from a stream of their own, so they
+    are the same on whichever rank they are. Only objects of these partitions may be looked up.
+    """
+
+    def __init__(self, members: dict[int, Tensor], dim: int, seed: int, sparse: bool = False):
+        super().__init__()
+        self.dim, sizes = dim, [len(objects) for objects in members.values()]
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        self.spans = {j: slice(end - n, end) for j, end, n in zip(members, ends, sizes, strict=True)}
+        self.objects = torch.cat(list(members.values()))
+        ordered, places = self.objects.sort()
+        self.register_buffer("ordered", ordered, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        generators = [torch.Generator().manual_seed(stream_seed(seed, j, -1)) for j in members]
+        rows = [torch.randn(n, dim, generator=g) for n, g in zip(sizes, generators, strict=True)]
+        self.table = nn.Embedding.from_pretrained(torch.cat(rows), freeze=False, sparse=sparse)
+
+    def forward(self, objects: Tensor) -> Tensor:
+        """Indices (b,) of objects in these partitions -> embeddings (b, dim)."""
+        return self.table(self.places[torch.searchsorted(self.ordered, objects)])
 
 
 class HashEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,24 @@ from torch import Tensor, nn
 
 from ..config import Experiment, require
 from ..data import SequenceSet
-from ..rendering.cameras import Cameras
+from ..data.views import Batch, draw_views, training_views
+from ..distributed import ALONE, Ranks, stream_seed
 from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays
 from ..runs import Run
 from ..storage import load_weights, save_weights
 from .decoder import Decoder
-from .embedding import make_embedding
+from .embedding import PartitionedEmbedding, make_embedding
 from .losses import image_losses, perceptual_loss
 
 
 class Autodecoder(nn.Module):
     """The library of embeddings and the decoder G that they are learned with."""
 
-    def __init__(self, config: Experiment, num_objects: int):
+    def __init__(self, config: Experiment, num_objects: int, embedding: nn.Module | None = None):
+        """embedding: part of the library in place of all of it."""
         super().__init__()
-        self.embedding = make_embedding(config.autodecoder, num_objects)
+        self.embedding = embedding or make_embedding(config.autodecoder, num_objects)
         self.decoder = Decoder(config.autodecoder)
 
     def forward(self, objects: Tensor, density_noise: float = 0.0) -> Tensor:
@@ -39,10 +42,12 @@ class JointOptimizer:
     Adam for the decoder and SparseAdam for a table with sparse gradients: a step then touches the rows that were
     looked up, and the moments of the others do not decay, which makes it another optimiser than Adam. It pays where
     the table is much larger than the rows of a step: a dense gradient of 300,000 embeddings of 1024 is 1.2 GB.
+
+    stored: how many of the parts, from the first, `state_dict` holds; None: all. The others' state is kept elsewhere.
     """
 
-    def __init__(self, *parts: torch.optim.Optimizer):
-        self.parts = parts
+    def __init__(self, *parts: torch.optim.Optimizer, stored: int | None = None):
+        self.parts, self.stored = parts, parts[:stored]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -57,104 +62,198 @@ class JointOptimizer:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        states = [part.state_dict() for part in self.parts]
+        states = [part.state_dict() for part in self.stored]
         return {"parts": states, "param_groups": [group for state in states for group in state["param_groups"]]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part, own in zip(self.parts, state["parts"], strict=True):
+        for part, own in zip(self.stored, state["parts"], strict=True):
             part.load_state_dict(own)
 
 
+class OwnedRows:
+    """`training.loop.Rows` of a library of which each rank has a part: rows and their moments, by partition."""
+
+    MOMENTS = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, embedding: PartitionedEmbedding, optimizer: torch.optim.Optimizer):
+        self.embedding, self.weight, self.optimizer = embedding, embedding.table.weight, optimizer
+        self.partitions = list(embedding.spans)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def state(self, partition: int) -> dict[str, Any]:
+        span, moments = self.embedding.spans[partition], self.optimizer.state.get(self.weight, {})
+        own = {name: moments[name][span].clone() for name in self.MOMENTS if name in moments}
+        return {"rows": self.weight.detach()[span].clone(), **own, **({"step": moments["step"]} if own else {})}
+
+    def load_state(self, partition: int, state: dict[str, Any]) -> None:
+        span, moments = self.embedding.spans[partition], self.optimizer.state[self.weight]
+        with torch.no_grad():
+            self.weight[span] = state["rows"]
+        for name in self.MOMENTS:
+            if name in state:
+                moments.setdefault(name, torch.zeros_like(self.weight))[span] = state[name]
+                moments["step"] = state["step"]
+
+
 class Reconstruction:
-    """The stage-1 task of `training.fit`: one step renders `views_per_object` views of `objects_per_step` objects."""
+    """The stage-1 task of `training.fit`: one step renders `views_per_object` views of `objects_per_step` objects.
+
+    A step's objects are processed in `microbatches`, each with batch norm statistics and a random stream of its own;
+    the running statistics move by the mean of theirs. So a step is the same function, up to the order of sums, on
+    however many ranks share the microbatches. Where the library is `partitioned`, a rank holds the embeddings of its
+    own microbatches' objects and nothing of the others', and the decoder's gradients are all that ranks exchange.
+    """
 
     name = "autodecoder"
 
-    def __init__(self, config: Experiment, data: SequenceSet, device: torch.device):
-        objects = data.split("train")
+    def __init__(self, config: Experiment, data: SequenceSet, device: torch.device, ranks: Ranks = ALONE):
         settings = self.settings = config.reconstruction
+        self.config, self.device, self.seed, self.ranks = config, device, config.seed, ranks
+        self.clip_norm, self.clip_value = settings.clip_norm, settings.clip_value
+        self.views = training_views(data, device, config.seed)
+        self.keys = self.views.keys
         require(
-            len(objects) >= settings.objects_per_step,
-            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(objects)} training objects",
+            len(self.keys) >= settings.objects_per_step,
+            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(self.keys)} training objects",
         )
-        self.config, self.device, self.seed = config, device, config.seed
-        self.keys = [s.key for s in objects]
         self.per_step = settings.objects_per_step * settings.views_per_object
         self.total = -(-settings.images_seen // self.per_step) * self.per_step
         self.warmup = settings.warmup_images
-        self.num_views = data.train_views
-        self.images = torch.stack([s.images[: self.num_views] for s in objects]).to(device)  # (objects, v, h, w, 3)
-        self.masks = torch.stack([s.masks[: self.num_views] for s in objects]).to(device)
-        cameras = [s.cameras for s in objects]
-        self.world_to_camera = torch.stack([c.world_to_camera[: self.num_views] for c in cameras]).to(device)
-        self.intrinsics = torch.stack([c.intrinsics[: self.num_views] for c in cameras]).to(device)
+        each = max(1, settings.perceptual_images // settings.microbatches)
+        self.microbatch = dataclasses.replace(settings, perceptual_images=each, microbatches=1)
 
         torch.manual_seed(config.seed)
-        self.model = Autodecoder(config, len(objects)).to(device).to(memory_format=torch.channels_last_3d).train()
+        part = self._own_part()
+        self.model = Autodecoder(config, len(self.keys), part).to(device).to(memory_format=torch.channels_last_3d)
+        self.model.train()
         self.perceptual = perceptual_loss(settings, device)
+        self.parallel = ranks.wrap(self.model if part is None else self.model.decoder)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
             {"params": list(decoder), "lr": settings.learning_rate},
             {"params": list(table), "lr": settings.embedding_learning_rate},
         ]
         self.optimizer: torch.optim.Optimizer | JointOptimizer
-        if config.autodecoder.sparse_embedding:
+        sparse = config.autodecoder.sparse_embedding
+        require(
+            not sparse or settings.clip_norm == settings.clip_value == 0,
+            "sparse_embedding has gradients that cannot be clipped, expected clip_norm and clip_value 0",
+        )
+        if sparse or part is not None:
             adam = torch.optim.Adam(groups[:1], betas=settings.betas, fused=True)
-            self.optimizer = JointOptimizer(adam, torch.optim.SparseAdam(groups[1:], betas=settings.betas))
+            if sparse:
+                rows = torch.optim.SparseAdam(groups[1:], betas=settings.betas)
+            else:
+                rows = torch.optim.Adam(groups[1:], betas=settings.betas, fused=True)
+            self.optimizer = JointOptimizer(adam, rows, stored=None if part is None else 1)
+            self.rows = None if part is None else OwnedRows(part, rows)
         else:
-            self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
+            self.optimizer, self.rows = torch.optim.Adam(groups, betas=settings.betas, fused=True), None
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Objects (b,) and the views (b, v) of each, without repetition, from the current random stream."""
-        objects = torch.randperm(len(self.keys))[: self.settings.objects_per_step]
-        order = torch.rand(len(objects), self.num_views).argsort(dim=1)
-        return objects.to(self.device), order[:, : self.settings.views_per_object].to(self.device)
+    def _own_part(self) -> PartitionedEmbedding | None:
+        """This rank's part of a partitioned library; None where every rank has all of it."""
+        settings, network = self.settings, self.config.autodecoder
+        own, parts = self.ranks.share(settings.microbatches), settings.microbatches
+        if not settings.partitioned:
+            require(
+                self.ranks.size == 1 or not network.sparse_embedding,
+                f"sparse_embedding trains on {self.ranks.size} ranks only where the library is partitioned",
+            )
+            return None
+        members = {j: self.views.members(j, parts) for j in own}
+        for j, objects in members.items():
+            require(
+                len(objects) >= settings.objects_per_step // parts,
+                f"partition {j} of {parts} has {len(objects)} objects of {self.views.name}, expected at least the "
+                f"{settings.objects_per_step // parts} of a microbatch",
+            )
+        if network.hash_rows:  # its codebooks belong to all objects
+            require(
+                self.ranks.size == 1 or not network.sparse_embedding,
+                f"a hashed library with sparse_embedding trains on one rank, not on {self.ranks.size}",
+            )
+            return None
+        return PartitionedEmbedding(members, network.embedding_dim, self.seed, network.sparse_embedding)
+
+    def choose(self, clock: int, partition: int = 0, partitions: int = 1) -> tuple[Tensor, Tensor]:
+        """A partition's objects (b,) of a step and the views (b, v) of each, from the current random stream."""
+        count = self.settings.objects_per_step // partitions
+        objects = self.views.draw(clock // self.per_step, count, partition, partitions)
+        return objects, draw_views(len(objects), self.views.num_views, self.settings.views_per_object)
+
+    def draw(self, clock: int) -> Batch:
+        """The objects of a step and the views of each, without repetition."""
+        return self.views.batch(*self.choose(clock))
 
     def step(self, clock: int) -> dict[str, Tensor]:
-        settings = self.settings
-        objects, views = self.draw()
-        b, v = views.shape
-        rows = objects[:, None].expand(b, v)
-        target = self.images[rows, views].float() / 255  # (b, v, h, w, 3)
-        mask = self.masks[rows, views].float() / 255
-        h, w = mask.shape[-2:]
-        cameras = Cameras(
-            self.world_to_camera[rows, views].flatten(0, 1), self.intrinsics[rows, views].flatten(0, 1), h, w
-        )
-        origins, directions = (x.view(b, v * h * w, 3) for x in cameras.rays())
+        parts = self.settings.microbatches
+        chosen = None if self.settings.partitioned else self.choose(clock)
+
+        def losses(j: int) -> dict[str, Tensor]:
+            mine = self.choose(clock, j, parts) if chosen is None else [x.chunk(parts)[j] for x in chosen]
+            return self.losses(self.views.batch(*mine), clock)
+
+        return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
+
+    def losses(self, batch: Batch, clock: int) -> dict[str, Tensor]:
+        """The weighted losses of a microbatch, and 'loss', their sum."""
+        settings = self.microbatch
+        target, mask = batch.images.float() / 255, batch.masks.float() / 255
+        b, v, h, w = mask.shape
+        origins, directions = (x.view(b, v * h * w, 3) for x in batch.cameras.rays())
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         stratified_seed = int(torch.randint(2**31, ()))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            volume = self.model(objects, noise)
+            source = batch.objects if self.rows is None else self.model.embedding(batch.objects)
+            volume = self.parallel(source, noise)
         rendering = render_rays(
             volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
         )
         colour, occupancy, _ = rendering.images(h, w)
         images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
         losses = image_losses(settings, self.perceptual, *images)
-        loss = sum(losses.values())
-        loss.backward()
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+        return {"loss": sum(losses.values()), **losses}
+
+    def batch(self, clock: int) -> list[str]:
+        """Keys of the objects that this rank draws at this clock, from the step's random stream."""
+        parts = self.settings.microbatches
+        if not self.settings.partitioned:
+            return [self.keys[k] for k in self.choose(clock)[0].tolist()]
+        keys = []
+        for j in self.ranks.share(parts):
+            torch.manual_seed(stream_seed(self.seed, j, clock))
+            keys += [self.keys[k] for k in self.choose(clock, j, parts)[0].tolist()]
+        return keys
 
     def after_step(self, clock: int) -> None:
         """Stage 1 has nothing to add: no EMA."""
 
     def state(self) -> dict[str, nn.Module]:
-        return {"model": self.model}
+        return {"model": self.model} if self.rows is None else {"decoder": self.model.decoder}
 
     def facts(self) -> dict[str, Any]:
         """What the run's record should say beside the usual."""
+        decoder, table = (sum(p.numel() for p in m.parameters()) for m in (self.model.decoder, self.model.embedding))
+        if self.rows is not None:
+            table = len(self.keys) * self.config.autodecoder.embedding_dim
         return {
-            "objects": self.keys,
+            "objects": list(self.keys),
             "perceptual_network": self.settings.perceptual_network,
             "renderer": fused_backend(self.device) or "reference",
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": decoder + table,
         }
 
     def save(self, work: Path) -> None:
         precision = getattr(torch, self.config.weights_precision)
-        metadata = {"autodecoder": self.config.autodecoder, "objects": self.keys}
-        save_weights(work / "autodecoder.safetensors", self.model, metadata, precision)
+        metadata = {"autodecoder": self.config.autodecoder, "objects": list(self.keys)}
+        weights = self.model.state_dict()
+        if self.rows is not None:
+            table = self.ranks.assembled(self.rows.weight.detach(), self.rows.embedding.objects, len(self.keys))
+            weights["embedding.table.weight"] = table
+        if self.ranks.first:
+            save_weights(work / "autodecoder.safetensors", weights, metadata, precision)
 
 
 def load_autodecoder(run: Run, config: Experiment, device: torch.device | str = "cpu") -> Autodecoder:

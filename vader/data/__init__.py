@@ -4,12 +4,18 @@ once and then loads it."""
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
+from pathlib import Path
 
-from ..config import ConfigError, DataConfig, nearest
+from ..config import ConfigError, DataConfig, nearest, require
 from .sequence import DataError, Sequence, SequenceSet, load_set
+from .shards import ShardedSet, load_shards
 from .video import Truth, Video, load_videos, truth_of
 
-__all__ = ["DataError", "Sequence", "SequenceSet", "Truth", "Video", "load_set", "load_videos", "prepare", "truth_of"]
+__all__ = [
+    "DataError", "Sequence", "SequenceSet", "ShardedSet", "Truth", "Video", "load_set", "load_shards", "load_videos",
+    "open_set", "prepare", "truth_of",
+]  # fmt: skip
 
 READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSet`
     "procedural_chairs": "procedural",
@@ -21,16 +27,26 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
 }
 
 
-def prepare(config: DataConfig, **options) -> SequenceSet:
+def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     """The data set that `config` describes: loaded if it is prepared, rendered first if not.
 
-    options go to the reader: `workers` (processes), and `source` (furniture: where the models are; celebv_text: where
-    the video files are).
-    Raises ConfigError for an unknown name and DataError for data that cannot be used.
+    options go to the reader: `workers` (processes), `source` (furniture: where the models are; celebv_text: where the
+    video files are), and `objects_per_shard`, which makes it a sharded set of tars.
+    Raises ConfigError for an unknown name or an option that its reader does not take, and DataError for data that
+    cannot be used.
     """
     if config.name not in READERS:
         known = sorted(READERS)
         raise ConfigError(
             f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
         )
-    return import_module(f".{READERS[config.name]}", __name__).prepare(config, **options)
+    reader = import_module(f".{READERS[config.name]}", __name__).prepare
+    for option in options:
+        taken = list(signature(reader).parameters)[1:]
+        require(option in taken, f"data set {config.name!r} takes no option {option!r}, it takes {', '.join(taken)}")
+    return reader(config, **options)
+
+
+def open_set(folder: Path) -> SequenceSet | ShardedSet:
+    """The complete set in a folder: in memory if it is a prepared one, its manifest if it is sharded."""
+    return load_shards(folder) if (Path(folder) / "manifest.jsonl").is_file() else load_set(folder)

@@ -169,8 +169,8 @@ def select_frames(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: data set {NAME}: output folder is not writable ({error})") from error
-    pending = {key: Clip(file, key, folder / f"{key}.json", masker) for key, file in clips.items()}
-    pending = {key: clip for key, clip in pending.items() if not clip.finding.exists()}
+    looked = [Clip(file, key, folder / f"{key}.json", masker) for key, file in clips.items()]
+    pending = [clip for clip in looked if not clip.finding.exists()]
     run_each(_look_at, pending, workers, f"{NAME}: filter", len(clips))
     fields = ("sha256", "frames", "kept", "dropped_frames", "reason")
     return {key: read_json(folder / f"{key}.json", key, fields) for key in clips}

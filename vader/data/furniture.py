@@ -41,6 +41,7 @@ from .mesh_render import (
 )
 from .preparation import prepare_set
 from .sequence import DataError, Sequence, SequenceSet, data_digest, data_root, load_set, object_cameras
+from .shards import ShardedSet
 from .wavefront import DEFAULT_COLOUR, MAX_TEXTURE, read_obj
 
 # Rooms that count. What the catalogues file under Miscellaneous (wheelchair, workbench, gym bench, games on tables),
@@ -181,13 +182,17 @@ def render_object(job: Job):
 
 
 def prepare(
-    config: DataConfig, source: str | Path | None = None, workers: int | None = None, root: Path | None = None
-) -> SequenceSet:
+    config: DataConfig,
+    source: str | Path | None = None,
+    workers: int | None = None,
+    root: Path | None = None,
+    objects_per_shard: int | None = None,
+) -> SequenceSet | ShardedSet:
     """Load or render a furniture set. source: as in `find_catalogues`; workers: processes, by default one per core.
 
-    Where no catalogue is found and none was named, a set that was prepared earlier from the same
-    settings is loaded. Raises ConfigError for settings that cannot work (too many objects: the message
-    counts what there is), DataError for a missing or broken catalogue, model or output folder.
+    objects_per_shard: as in `prepare_set`. Where no catalogue is found and none was named, a set that was prepared
+    earlier from the same settings is loaded. Raises ConfigError for settings that cannot work (too many objects: the
+    message counts what there is), DataError for a missing or broken catalogue, model or output folder.
     """
     if config.name not in NAMES:
         known = sorted(NAMES)
@@ -205,10 +210,14 @@ def prepare(
         folder = _prepared_earlier(config, root or data_root()) if source is None else None
         if folder is None:
             raise
-        return load_set(folder)
+        if objects_per_shard is None:
+            return load_set(folder)
+        made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sources"]
+        return prepare_set(config, made_of, {}, render_object, 1, folder.parent, objects_per_shard=objects_per_shard)
     jobs = list_jobs(config, select(catalogues, config.name))
     workers = torch.get_num_threads() if workers is None else workers
-    data = prepare_set(config, sources(catalogues, jobs), jobs, render_object, workers, root)
+    made_of = sources(catalogues, jobs)
+    data = prepare_set(config, made_of, jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
     table = data.folder / "ATTRIBUTION.md"
     if not table.exists():
         table.write_text(attribution(catalogues, config), encoding="utf-8")

@@ -17,6 +17,7 @@ from .preparation import prepare_set
 from .raycast import LIGHT_RIG, SPHERE_RADIUS, mesh, render
 from .sequence import DataError, Sequence, SequenceSet, object_cameras
 from .shapes import build
+from .shards import ShardedSet
 
 CATEGORIES = {"procedural_chairs": "chairs", "procedural_tables": "tables"}
 SHAPES_VERSION = 1  # raised whenever shapes, shading or captions change
@@ -62,11 +63,13 @@ def render_object(job: tuple[DataConfig, int]):
     return sequence, mesh(primitives)
 
 
-def prepare(config: DataConfig, workers: int | None = None, root: Path | None = None) -> SequenceSet:
+def prepare(
+    config: DataConfig, workers: int | None = None, root: Path | None = None, objects_per_shard: int | None = None
+) -> SequenceSet | ShardedSet:
     """Load or render a procedural set. workers: processes, by default one per available core if that pays.
 
-    Raises ConfigError for a category that is not procedural and DataError where cameras would be inside of objects
-    or the folder cannot be written.
+    objects_per_shard: as in `prepare_set`. Raises ConfigError for a category that is not procedural and DataError
+    where cameras would be inside of objects or the folder cannot be written.
     """
     if config.name not in CATEGORIES:
         known = sorted(CATEGORIES)
@@ -81,4 +84,4 @@ def prepare(config: DataConfig, workers: int | None = None, root: Path | None = 
         rays = count * (config.train_views + config.heldout_views) * (config.resolution * config.supersampling) ** 2
         workers = torch.get_num_threads() if rays > FEW_RAYS else 1
     jobs = {object_key(CATEGORIES[config.name], i): (config, i) for i in range(count)}
-    return prepare_set(config, sources(config), jobs, render_object, workers, root)
+    return prepare_set(config, sources(config), jobs, render_object, workers, root, objects_per_shard=objects_per_shard)

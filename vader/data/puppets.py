@@ -303,4 +303,4 @@ def prepare(config: DataConfig, workers: int | None = None, root: Path | None = 
     if workers is None:
         workers = torch.get_num_threads() if count * config.resolution**2 > 2**15 else 1
     jobs = {object_key(i): (config, i) for i in range(count)}
-    return prepare_set(config, sources(config), jobs, render_object, workers, root, VIDEOS)
+    return prepare_set(config, sources(config), jobs, render_object, workers, root, kind=VIDEOS)

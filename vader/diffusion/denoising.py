@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..config import Experiment, require
+from ..distributed import ALONE, Ranks
 from ..runs import Run
 from ..storage import load_weights, plain, read_weights, save_weights
-from .edm import Denoiser, drop_condition, edm_loss
+from . import latents
+from .edm import Denoiser, corrupted_loss, corruption, drop_condition
 from .ema import EMA
+from .latents import NormalizedLatents, StoredLatents, largest
 from .normalization import RobustStatistics
 from .text import check_width
 from .unet3d import UNet3D
@@ -36,57 +40,91 @@ class Denoising:
     """The stage-2 task of `training.fit`: one step denoises `batch_size` latents, drawn with replacement.
 
     contexts: those of the training objects' captions, (n, l, k), for a conditional denoiser; a share
-    `condition_dropout` of a step's objects gets the null condition (zeros) instead. Raises ConfigError where contexts
-    are missing, not wanted, or of another encoder or token length.
+    `condition_dropout` of a step's objects gets the null condition (zeros) instead. A step is drawn whole and processed
+    in `microbatches`, which ranks share, with their gradients summed by DDP: the same function on any number of them,
+    up to the order of sums. Raises ConfigError where contexts are missing, not wanted, or of another encoder or token
+    length, and where the ranks cannot share the microbatches.
     """
 
     name = "diffusion"
 
     def __init__(
-        self, config: Experiment, autodecoder_run: Run, device: torch.device, contexts: Tensor | None = None
+        self,
+        config: Experiment,
+        autodecoder_run: Run,
+        device: torch.device,
+        contexts: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         settings = self.settings = config.diffusion
         _check_contexts(config, contexts)
-        self.config, self.device, self.seed = config, device, config.seed
+        self.config, self.device, self.seed, self.ranks = config, device, config.seed, ranks
+        self.keys = autodecoder_run.record["objects"]
+        self.clip_norm, self.clip_value = settings.clip_norm, settings.clip_value
+        ranks.share(settings.microbatches)
         self.per_step = settings.batch_size
         self.total = -(-settings.latents_seen // self.per_step) * self.per_step
         self.warmup = settings.warmup_latents
         features = self.features(autodecoder_run)
-        self.statistics = RobustStatistics.fit(
-            features, settings.normalization, settings.sigma_data, settings.per_channel
-        )
-        latents = self.statistics.normalize(features)
         require(
-            contexts is None or len(contexts) == len(latents),
+            contexts is None or len(contexts) == len(features),
             f"contexts are of {0 if contexts is None else len(contexts)} objects, expected one for each of the "
-            f"{len(latents)} training objects",
+            f"{len(features)} training objects",
         )
         self.contexts = None if contexts is None else contexts.to(device)
-        self.latents = latents.to(device).contiguous(memory_format=torch.channels_last_3d)
+        self.statistics, self.latents = self._normalized(features)
         torch.manual_seed(config.seed)
         self.denoiser = build_denoiser(config).to(device).to(memory_format=torch.channels_last_3d).train()
         self.ema = EMA(self.denoiser, settings.ema_half_life, settings.ema_rampup)
+        self.parallel = ranks.wrap(self.denoiser)
         self.optimizer = torch.optim.Adam(
             self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
         )
 
-    def features(self, autodecoder_run: Run) -> Tensor:
-        """What is normalised and learned, (n, c, r, r, r)."""
-        return extract_latents(load_autodecoder(autodecoder_run, self.config, self.device))
+    def features(self, autodecoder_run: Run) -> Tensor | StoredLatents:
+        """What is normalised and learned, (n, c, r, r, r): in memory, or where it is too large in a file."""
+        autodecoder = load_autodecoder(autodecoder_run, self.config, self.device)
+        size = 4 * math.prod((len(autodecoder_run.record["objects"]), *self.config.autodecoder.latent_shape))
+        if size > latents.IN_MEMORY:
+            return latents.stored_latents(autodecoder, autodecoder_run)
+        return extract_latents(autodecoder)
+
+    def _normalized(self, features: Tensor | StoredLatents) -> tuple[RobustStatistics, Tensor | NormalizedLatents]:
+        how = (self.settings.normalization, self.settings.sigma_data, self.settings.per_channel)
+        if isinstance(features, StoredLatents):
+            statistics = RobustStatistics.fit_stream(features, *how)
+            return statistics, NormalizedLatents(features, statistics, self.device)
+        statistics = RobustStatistics.fit(features, *how)
+        normalized = statistics.normalize(features).to(self.device)
+        return statistics, normalized.contiguous(memory_format=torch.channels_last_3d)
 
     def step(self, clock: int) -> dict[str, Tensor]:
-        settings = self.settings
+        settings, parts = self.settings, self.settings.microbatches
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        chosen = torch.randint(len(self.latents), (settings.batch_size,), generator=generator)
-        x = self.latents[chosen.to(self.device)]
+        chosen = self.choose(generator).to(self.device)
         context = None
         if self.contexts is not None:
-            context = self.contexts[chosen.to(self.device)].float()
-            context = drop_condition(context, settings.condition_dropout, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = edm_loss(self.denoiser, x, generator, settings.p_mean, settings.p_std, context).mean()
-        loss.backward()
-        return {"loss": loss.detach()}
+            context = drop_condition(self.contexts[chosen].float(), settings.condition_dropout, generator)
+        shape = (len(chosen), *self.latents.shape[1:])
+        drawn = (chosen, *corruption(shape, generator, self.device, settings.p_mean, settings.p_std))
+
+        def losses(j: int) -> dict[str, Tensor]:
+            mine, sigma, noise = (x.chunk(parts)[j] for x in drawn)
+            condition = None if context is None else context.chunk(parts)[j]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                loss = corrupted_loss(self.parallel, settings.sigma_data, self.latents[mine], sigma, noise, condition)
+            return {"loss": loss.mean()}
+
+        return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
+
+    def choose(self, generator: torch.Generator) -> Tensor:
+        """The latents of a step, (batch_size,) int64."""
+        return torch.randint(len(self.latents), (self.settings.batch_size,), generator=generator)
+
+    def batch(self, clock: int) -> list[str]:
+        """Keys of the objects whose latents the step draws, from its random stream."""
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        return [self.keys[k] for k in self.choose(generator).tolist()]
 
     def after_step(self, clock: int) -> None:
         self.ema.update(self.denoiser, clock, self.per_step)
@@ -98,11 +136,13 @@ class Denoising:
         """What the run's record should say beside the usual."""
         return {
             "latents": len(self.latents),
-            "largest_normalized_latent": self.latents.abs().max().item(),
+            "largest_normalized_latent": largest(self.latents),
             "parameters": sum(p.numel() for p in self.denoiser.parameters()),
         }
 
     def save(self, work: Path) -> None:
+        if not self.ranks.first:
+            return
         metadata = {"unet": self.config.unet, "latent_shape": self.config.autodecoder.latent_shape}
         if self.config.conditional:
             metadata["text"] = self.config.text

@@ -28,7 +28,8 @@ def per_object(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a network F (Eq. 7 and Tab. 1 of EDM).
 
-    The network may have any precision; x keeps its own.
+    The network may have any precision; x keeps its own. Its output has to be a tensor of its own: without gradients
+    that memory is used on.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
@@ -46,8 +47,12 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, context: Tensor | None = None) -> Tensor:
         """The estimate of x0, shaped like x. sigma is (b,) and positive."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        output = self.network((per_object(c_in, x) * x).float(), c_noise.float(), context)
-        return per_object(c_skip, x) * x + per_object(c_out, x) * output.to(x.dtype)
+        scaled = per_object(c_in, x) * x
+        output = self.network(scaled.float(), c_noise.float(), context).to(x.dtype)
+        c_skip, c_out = per_object(c_skip, x), per_object(c_out, x)
+        if torch.is_grad_enabled():
+            return c_skip * x + c_out * output
+        return torch.mul(c_skip, x, out=scaled).add_(output.mul_(c_out))  # the same, in memory that is at hand
 
 
 def standard_normal(shape: tuple[int, ...], generators: Generators, device: torch.device | str) -> Tensor:
@@ -70,10 +75,24 @@ def edm_loss(
 
     ln sigma ~ N(p_mean, p_std^2) and lambda = 1 / c_out^2, so the network starts with a loss of 1 at every sigma.
     """
-    sigma = (p_mean + p_std * standard_normal((len(x),), generator, x.device)).exp()
-    noise = standard_normal(tuple(x.shape), generator, x.device)
-    error = denoiser(x + per_object(sigma, x) * noise, sigma, context) - x
-    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    sigma, noise = corruption(tuple(x.shape), generator, x.device, p_mean, p_std)
+    return corrupted_loss(denoiser, denoiser.sigma_data, x, sigma, noise, context)
+
+
+def corruption(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str, p_mean: float, p_std: float
+) -> tuple[Tensor, Tensor]:
+    """What a batch of this shape is corrupted with: sigma (b,), with ln sigma ~ N(p_mean, p_std^2), and noise n."""
+    sigma = (p_mean + p_std * standard_normal(shape[:1], generator, device)).exp()
+    return sigma, standard_normal(shape, generator, device)
+
+
+def corrupted_loss(
+    denoise: Denoise, sigma_data: float, x: Tensor, sigma: Tensor, noise: Tensor, context: Tensor | None = None
+) -> Tensor:
+    """`edm_loss` under a given corruption."""
+    error = denoise(x + per_object(sigma, x) * noise, sigma, context) - x
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return weight * error.square().flatten(1).mean(1)
 
 
@@ -141,12 +160,13 @@ def sample(
     if config.s_churn > 0 and generators is None:
         raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
 
-    def slope(x: Tensor, sigma: float) -> Tensor:  # dx / dsigma
+    def slope(x: Tensor, sigma: float, out: Tensor) -> Tensor:  # dx / dsigma
         levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        return (x - denoise(x, levels, context)).mul_(1 / sigma)
+        return torch.sub(x, denoise(x, levels, context), out=out).mul_(1 / sigma)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise
+    euler, first, second = (torch.empty_like(x) for _ in range(3))  # on CPUs, fresh memory costs more than the sums
     steps = range(config.num_steps)
     for i in progress(steps) if progress else steps:
         sigma, following = sigmas[i], sigmas[i + 1]
@@ -154,11 +174,11 @@ def sample(
             raised = sigma * (1 + min(config.s_churn / config.num_steps, math.sqrt(2) - 1))
             added = config.s_noise * math.sqrt(raised**2 - sigma**2)
             fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
-            x, sigma = torch.add(x, fresh, alpha=added), raised
-        first = slope(x, sigma)
-        euler = torch.add(x, first, alpha=following - sigma)
+            x, sigma = x.add_(fresh, alpha=added), raised
+        slope(x, sigma, out=first)
         if following > 0:
-            x = torch.add(x, slope(euler, following).add_(first), alpha=(following - sigma) / 2)
+            slope(torch.add(x, first, alpha=following - sigma, out=euler), following, out=second)
+            x.add_(first.add_(second), alpha=(following - sigma) / 2)
         else:
-            x = euler
+            x.add_(first, alpha=following - sigma)
     return x

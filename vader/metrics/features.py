@@ -40,6 +40,7 @@ class Features:
     network: str
     resolution: tuple[int, int]  # (h, w) of the images
     corner: tuple[float, float, float]  # median colour of the image corners in [0, 1]: the background
+    left_out: int = 0  # further objects whose images were not finite
 
     def __len__(self) -> int:
         return len(self.values)

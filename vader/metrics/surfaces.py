@@ -80,6 +80,15 @@ def sample_surface(
     return np.einsum("pk,pkc->pc", weights, corners[face]).astype(np.float32)
 
 
+def surface_cloud(
+    density: Tensor, index: int, threshold: float | None = None, points: int = POINTS, seed: int = 0
+) -> np.ndarray | None:
+    """The cloud (points, 3) of the volume with number `index`, or None without a surface; `seed` and the number decide
+    where its points lie."""
+    surface = extract_surface(density, threshold)
+    return None if surface is None else sample_surface(*surface, np.random.default_rng((seed, index)), points)
+
+
 def surface_clouds(
     densities: Iterable[Tensor], threshold: float | None = None, points: int = POINTS, seed: int = 0
 ) -> SurfaceClouds:
@@ -91,11 +100,26 @@ def surface_clouds(
     for k, density in enumerate(densities):
         total += 1
         try:
-            surface = extract_surface(density, threshold)
+            cloud = surface_cloud(density, k, threshold, points, seed)
         except MetricError as error:
             raise MetricError(f"volume {k}: {error}") from error
-        if surface is not None:
-            clouds.append(sample_surface(*surface, np.random.default_rng((seed, k)), points))
+        if cloud is not None:
+            clouds.append(cloud)
             objects.append(k)
     stacked = np.stack(clouds) if clouds else np.empty((0, points, 3), np.float32)
     return SurfaceClouds(stacked, np.array(objects, np.int64), total - len(clouds))
+
+
+def solid_parts(density: Tensor, threshold: float | None = None) -> tuple[int, float]:
+    """Voxels of a density (d, h, w) above `threshold` (default: `density_threshold` of the width), and the share of
+    them outside of the largest connected part, neighbours sharing a corner at least; 0 and 0.0 where there are none.
+
+    Spurious density scatters, so that its share is large. NaN counts as empty.
+    """
+    ndimage = optional_import("scipy.ndimage")
+    level = density_threshold(density.shape[-1]) if threshold is None else threshold
+    parts, count = ndimage.label(density.float().cpu().numpy() > level, np.ones((3, 3, 3)))
+    if count == 0:
+        return 0, 0.0
+    sizes = np.bincount(parts.ravel())[1:]
+    return int(sizes.sum()), float(1 - sizes.max() / sizes.sum())

@@ -10,6 +10,7 @@ Rays are (b, r, 3), depths (b, r) are distances along unit directions, samples (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -128,6 +129,28 @@ def composite(density: Tensor, colour: Tensor, depths: Tensor, step: Tensor, sto
     return (weights[:, None] * colour).sum(-1).movedim(1, -1), weights.sum(-1), (weights * depths).sum(-1)
 
 
+# density (b, r, n) and colours or other features (b, c, r, n) at points (b, r, n, 3), seen along directions (b, r, 3)
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def render_field(
+    field: Field,
+    origins: Tensor,
+    directions: Tensor,
+    num_samples: int,
+    stratified_seed: int | None = None,
+    stop: float = 0.0,
+    near: float = 0.0,
+    far: float = float("inf"),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 6-7 for any radiance field in the cube: features (b, r, c), occupancy and depth (b, r) of rays (b, r, 3)."""
+    enter, leave = clip_to_cube(origins, directions, near, far)
+    depths = sample_depths(enter, leave, num_samples, stratified_seed)
+    points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # (b, r, n, 3)
+    density, features = field(points.clamp(-1, 1), directions)
+    return composite(density, features, depths, (leave - enter) / num_samples, stop)
+
+
 def render_rays_reference(
     volume: Tensor,
     origins: Tensor,
@@ -139,12 +162,12 @@ def render_rays_reference(
     far: float = float("inf"),
 ) -> Rendering:
     """`render_rays` with `grid_sample` and one tensor entry per sample; differentiable in volume and rays."""
-    enter, leave = clip_to_cube(origins, directions, near, far)
-    depths = sample_depths(enter, leave, num_samples, stratified_seed)
-    points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # (b, r, n, 3)
-    values = sample_volume(volume[:, :4], points.clamp(-1, 1))
-    step = (leave - enter) / num_samples
-    colour, occupancy, depth = composite(values[:, 0], values[:, 1:], depths, step, stop)
+
+    def field(points: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        values = sample_volume(volume[:, :4], points)
+        return values[:, 0], values[:, 1:]
+
+    colour, occupancy, depth = render_field(field, origins, directions, num_samples, stratified_seed, stop, near, far)
     return Rendering(colour, occupancy, depth, "reference")
 
 

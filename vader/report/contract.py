@@ -17,6 +17,7 @@ SYSTEMS = {  # name in reports -> name in tables; variations of ours are called 
     "pi_gan": "π-GAN",
     "eg3d": "EG3D",
     "diffrf": "DiffRF",
+    "real": "Real objects",  # held-out ones as if a system had made them: what bounds every metric
 }
 METRICS = {  # name in reports -> name in tables
     "fid": "FID ↓", "kid": "KID ↓", "fd": "FD ↓", "kd": "KD ↓",
@@ -24,8 +25,9 @@ METRICS = {  # name in reports -> name in tables
     "psnr": "PSNR ↑", "lpips": "LPIPS ↓", "iou": "IoU ↑", "ari": "ARI ↑",
     "rotation_error_deg": "rotation error (°) ↓", "attribute_accuracy": "attribute accuracy ↑",
     "parameters": "parameters", "flops": "FLOPs", "seconds": "seconds ↓",
+    "bytes": "bytes ↓",
 }  # fmt: skip
-COUNTS = ("parameters", "flops")  # exact, so they have no spread
+COUNTS = ("parameters", "flops", "bytes")  # exact, so they have no spread
 VERDICTS = ("fails", "inconclusive", "holds", "not_tested")  # in the order in which a reader should see them
 WITH_FEATURES = ("fid", "kid", "fd", "kd", "lpips")
 SOURCES = ("measured", "paper")

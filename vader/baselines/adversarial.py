@@ -1,0 +1,386 @@
+"""What the two adversarial baselines share: losses, the stream of real images, one task, one way to generate.
+
+Non-saturating logistic loss (Goodfellow et al. 2014) with R1 on real images (Mescheder et al. 2018):
+
+    L_D = E f(D(fake)) + E f(-D(real)) + gamma / 2 E |grad D(real)|^2,    L_G = E f(-D(fake)),    f(u) = ln(1 + e^u).
+
+The pose prior is that of the data set: cameras of generated pictures are drawn from those of its training views.
+Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the black background; everywhere else they are
+(n, v, h, w, 3) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import runs
+from ..config import Experiment, nearest, require
+from ..data import SequenceSet, prepare
+from ..diffusion.edm import standard_normal
+from ..diffusion.ema import EMA
+from ..diffusion.sampling import object_generators
+from ..profiles import experiment
+from ..rendering.cameras import Cameras
+from ..runs import Run, RunError
+from ..storage import load_weights, plain, save_weights
+from ..training import fit, select_device
+
+CHUNK = 2**16  # points of a density grid that are evaluated at once
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Training of a generator against a discriminator. `images_seen` counts real images; a step takes `batch_size`."""
+
+    images_seen: int
+    batch_size: int
+    num_samples: int  # per ray
+    generator_lr: float
+    discriminator_lr: float
+    betas: tuple[float, float]
+    r1_weight: float  # gamma
+    r1_every: int  # steps; the penalty is multiplied by this number
+    ema_half_life: int  # in images seen
+    pose_weight: float  # of the squared error of the discriminator's guess at a generated picture's view direction
+
+    def __post_init__(self) -> None:
+        for name in ("images_seen", "batch_size", "num_samples", "r1_every", "ema_half_life"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("generator_lr", "discriminator_lr"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive rate")
+        for name in ("r1_weight", "pose_weight"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
+
+
+# ------------------------------------------------------------------------------------------------------ losses
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Non-saturating: mean of f(-D(fake)) over logits (b,)."""
+    return F.softplus(-fake).mean()
+
+
+def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
+    """Mean of f(D(fake)) + f(-D(real)) over logits (b,) each."""
+    return F.softplus(fake).mean() + F.softplus(-real).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Mean over the batch of |grad D|^2 for logits (b,) of `images` (b, ...), which require a gradient."""
+    [gradient] = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+# ------------------------------------------------------------------------------------------- images and cameras
+
+
+def resized(cameras: Cameras, resolution: int) -> Cameras:
+    """The same views with resolution x resolution pixels."""
+    scale = torch.tensor([resolution / cameras.width, resolution / cameras.height, 1.0])
+    intrinsics = cameras.intrinsics * scale.to(cameras.intrinsics)[:, None]
+    return Cameras(cameras.world_to_camera, intrinsics, resolution, resolution)
+
+
+def view_directions(cameras: Cameras) -> Tensor:
+    """Unit vectors (n, 3) from the origin towards the cameras."""
+    return F.normalize(cameras.centres(), dim=-1)
+
+
+class RealViews:
+    """The training views of a data set with their cameras, drawn uniformly from the current random stream."""
+
+    def __init__(self, data: SequenceSet, device: torch.device) -> None:
+        objects, views = data.split("train"), slice(data.train_views)
+        self.name = data.name
+        require(len(objects) > 0, f"{data.name} has no training objects")
+        self.images = torch.cat([s.images[views] for s in objects]).permute(0, 3, 1, 2).to(device)  # (n, 3, h, w)
+        self.cameras = Cameras(
+            torch.cat([s.cameras.world_to_camera[views] for s in objects]),
+            torch.cat([s.cameras.intrinsics[views] for s in objects]),
+            *self.images.shape[2:],
+        ).to(device)
+
+    def require_resolution(self, expected: int) -> None:
+        """Raise ConfigError unless images have expected x expected pixels."""
+        h, w = self.images.shape[2:]
+        require((h, w) == (expected, expected), f"{self.name} has {w}x{h} pixels, expected {expected}x{expected}")
+
+    def draw(self, n: int) -> tuple[Tensor, Cameras]:
+        """Images (n, 3, h, w) in [-1, 1] and their cameras."""
+        rows = torch.randint(len(self.images), (n,)).to(self.images.device)
+        return self.images[rows].float() / 127.5 - 1, self.cameras[rows]
+
+    def draw_cameras(self, n: int) -> Cameras:
+        """The pose prior."""
+        return self.cameras[torch.randint(len(self.images), (n,)).to(self.images.device)]
+
+
+# ---------------------------------------------------------------------------------------------------- the parts
+
+# What makes one scene of one latent: tensors with the batch first, such as frequencies and phases, or tri-planes.
+Scene = tuple[Tensor, ...]
+
+
+class SceneGenerator(Protocol):
+    """A generator as an nn.Module."""
+
+    latent_dim: int
+
+    def scene(self, z: Tensor, cameras: Cameras) -> Scene:
+        """Scenes of latents (b, k); `cameras` are for a generator that is conditioned on the pose."""
+
+    def density(self, scene: Scene, points: Tensor) -> Tensor:
+        """sigma (b, p) per unit length at points (b, p, 3) of [-1, 1]^3."""
+
+    def render(self, scene: Scene, cameras: Cameras, num_samples: int, seed: int | None) -> dict[str, Tensor]:
+        """'image' (b, 3, h, w) in [-1, 1] from a camera for each scene, and what else a discriminator looks at."""
+
+
+class Adversarial:
+    """A task of `training.fit`. Both networks take a step at the same time, so that one rendering serves both.
+
+    Subclasses `build` the networks, and say in `real`, `fake` and `judge` what the discriminator is shown.
+    """
+
+    name: str
+    warmup = 0
+
+    def __init__(
+        self,
+        config: Experiment,
+        settings: AdversarialConfig,
+        data: SequenceSet,
+        device: torch.device,
+    ) -> None:
+        self.config, self.settings, self.device, self.seed = config, settings, device, config.seed
+        self.per_step = settings.batch_size
+        self.total = -(-settings.images_seen // self.per_step) * self.per_step
+        self.views = RealViews(data, device)
+        torch.manual_seed(config.seed)
+        generator, discriminator, groups = self.build()
+        self.generator, self.discriminator = generator.to(device).train(), discriminator.to(device).train()
+        self.ema = EMA(self.generator, settings.ema_half_life)
+        self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
+
+    def build(self) -> tuple[nn.Module, nn.Module, list[dict[str, Any]]]:
+        """Generator, discriminator, and the optimiser's groups with their rates."""
+        raise NotImplementedError
+
+    def real(self, clock: int) -> tuple[Tensor, Cameras]:
+        """What the discriminator sees of real images, (b, c, r, r), and their cameras."""
+        raise NotImplementedError
+
+    def fake(self, clock: int) -> tuple[Tensor, Cameras, dict[str, Tensor]]:
+        """The same of generated ones, with a graph, and the generator's own penalties by name."""
+        raise NotImplementedError
+
+    def judge(self, images: Tensor, cameras: Cameras, clock: int) -> tuple[Tensor, Tensor]:
+        """Logits (b,) and the guess at the view direction (b, 3)."""
+        raise NotImplementedError
+
+    def step(self, clock: int) -> dict[str, Tensor]:
+        settings = self.settings
+        fake, cameras, penalties = self.fake(clock)
+        real, real_cameras = self.real(clock)
+        direction = view_directions(cameras)
+        penalize = settings.r1_weight > 0 and clock // self.per_step % settings.r1_every == 0
+
+        on_fake, guess = self.judge(fake.detach(), cameras, clock)
+        shown = real.requires_grad_(penalize).view_as(real)  # not a leaf: the counter of `step_flops` refuses those
+        on_real, _ = self.judge(shown, real_cameras, clock)
+        critic = discriminator_loss(on_fake, on_real)
+        losses = {"discriminator": critic.detach(), "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        if penalize:
+            r1 = r1_penalty(on_real, real)
+            critic = critic + settings.r1_weight / 2 * settings.r1_every * r1
+            losses["r1"] = r1.detach()
+        if settings.pose_weight > 0:
+            critic = critic + settings.pose_weight * F.mse_loss(guess, direction)
+        critic.backward()
+
+        self.discriminator.requires_grad_(False)
+        logits, guess = self.judge(fake, cameras, clock)
+        losses["generator"] = generator_loss(logits)
+        if settings.pose_weight > 0:
+            penalties["pose"] = settings.pose_weight * F.mse_loss(guess, direction)
+        loss = losses["generator"] + sum(penalties.values())
+        loss.backward()
+        self.discriminator.requires_grad_(True)
+        return {"loss": loss.detach(), **{k: v.detach() for k, v in {**losses, **penalties}.items()}}
+
+    def after_step(self, clock: int) -> None:
+        self.ema.update(self.generator, clock, self.per_step)
+
+    def state(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema.module}
+
+    def step_flops(self, clock: int) -> int:
+        """Operations of the matrix products and convolutions of a step, both directions."""
+        with FlopCounterMode(display=False) as counter:
+            self.step(clock)
+        self.optimizer.zero_grad(set_to_none=True)
+        return counter.get_total_flops()
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's record should say beside the usual."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {"parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}}
+
+    def save(self, work: Path) -> None:
+        """The EMA of the generator."""
+        save_weights(
+            work / "generator.safetensors",
+            self.ema.module,
+            {self.name: self.settings},
+            getattr(torch, self.config.weights_precision),
+        )
+
+
+Settings = TypeVar("Settings", bound=AdversarialConfig)
+
+
+def of_profile(label: str, profiles: Mapping[str, Settings], profile: str) -> Settings:
+    """A baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
+    known = list(profiles)
+    hint = nearest(profile, known)
+    require(profile in profiles, f"{label} has no profile {profile!r}{hint}; it has: {', '.join(known)}")
+    return profiles[profile]
+
+
+def run_settings(name: str, config: Experiment, settings: AdversarialConfig, data: SequenceSet) -> dict[str, Any]:
+    """What decides a run of a baseline."""
+    precision = config.weights_precision
+    return {"stage": name, "data": data.digest, name: settings, "weights_precision": precision, "seed": config.seed}
+
+
+def train(
+    task: type[Adversarial],
+    config: Experiment,
+    settings: AdversarialConfig,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+) -> Run:
+    """The run of a baseline on a data set: found in the run store, or trained now."""
+
+    def work_in(work: Path) -> None:
+        made = task(config, settings, data, select_device(device))
+        record = runs.Record(work, config.seed, made.device, pixels=data.pixel_record(), **made.facts())
+        fit(made, work, record, max_seconds)
+
+    return runs.get(f"{data.name}-{task.name}", run_settings(task.name, config, settings, data), work_in, data)
+
+
+def command(name: str, run: Callable[..., Run], arguments: list[str] | None = None) -> int:
+    """Train a baseline: `run(config, data, device, max_seconds)`. Exit status 0 when finished, 75 when paused."""
+    parser = argparse.ArgumentParser(prog=f"python -m vader.baselines.{name}", description=f"Train {name}.")
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--data", required=True, help="data set, e.g. furniture_chairs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
+    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
+    options = parser.parse_args(arguments)
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    data = prepare(config.data, **({"source": options.source} if options.source else {}))
+    try:
+        done = run(config, data, options.device, options.max_seconds)
+    except runs.Paused as pause:
+        print(pause, file=sys.stderr)
+        return 75
+    print(f"{done.folder} ({done.record['seconds']:.0f} s on {done.record['device']})")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- generation
+
+
+class GANSystem:
+    """Pictures and densities of generated objects; (seed, index) decides an object, whatever else is asked for.
+
+    A generator that is conditioned on the pose is given one camera for each object, drawn from the data's. What is not
+    finite somewhere is returned as NaN throughout, for the evaluation to count.
+    """
+
+    def __init__(self, name: str, generator: nn.Module, poses: Cameras, num_samples: int) -> None:
+        """generator: a `SceneGenerator` in evaluation mode, on the device to work on; poses: the data's cameras."""
+        self.name, self.generator, self.num_samples = name, generator, num_samples
+        self.device = next(generator.parameters()).device
+        self.poses = poses.to(self.device)
+
+    def scene(self, index: int, seed: int) -> Scene:
+        """The scene of one object, with a batch of 1."""
+        generators = object_generators(seed, [index])
+        z = standard_normal((1, self.generator.latent_dim), generators, "cpu").to(self.device)
+        pose = int(torch.randint(len(self.poses), (), generator=generators[0]))
+        return self.generator.scene(z, self.poses[pose])
+
+    @torch.no_grad()
+    def pictures(self, indices: Sequence[int], cameras: Sequence[Cameras], seed: int) -> Tensor:
+        """Pictures (n, v, h, w, 3) in [0, 1] of the objects numbered `indices`, each from v cameras of its own."""
+        require(
+            len(cameras) == len(indices), f"{len(cameras)} sets of cameras, expected one for each of {len(indices)}"
+        )
+        pictures = []
+        for index, views in zip(indices, cameras, strict=True):
+            scene = tuple(part.expand(len(views), *part.shape[1:]) for part in self.scene(index, seed))
+            image = self.generator.render(scene, views.to(self.device), self.num_samples, None)["image"]
+            pictures.append(whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
+        return torch.stack(pictures)
+
+    @torch.no_grad()
+    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
+        """sigma per unit length (n, S, S, S) = (n, z, y, x) at the points of a grid over [-1, 1]^3, faces included."""
+        require(resolution >= 2, f"resolution is {resolution}, expected at least 2")
+        axis = torch.linspace(-1, 1, resolution, device=self.device)
+        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+        points = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
+        grids = []
+        for index in indices:
+            scene = self.scene(index, seed)
+            values = torch.cat([self.generator.density(scene, chunk) for chunk in points.split(CHUNK, dim=1)], dim=1)
+            grids.append(whole_or_nan(values).view(resolution, resolution, resolution).cpu())
+        return torch.stack(grids)
+
+
+def whole_or_nan(values: Tensor) -> Tensor:
+    """`values`, or NaN of its shape where one of them is NaN or infinite."""
+    return values if values.isfinite().all() else torch.full_like(values, float("nan"))
+
+
+def load_system(
+    name: str,
+    run: Run,
+    generator: nn.Module,
+    settings: AdversarialConfig,
+    data: SequenceSet,
+    device: torch.device | str,
+) -> GANSystem:
+    """A trained generator, ready to generate.
+
+    Raises RunError where `run` is of another baseline, data set or configuration.
+    """
+    expected = {"stage": name, "data": data.digest, name: plain(settings)}
+    for field, value in expected.items():
+        found = run.settings.get(field)
+        if found != value:
+            raise RunError(f"{run.folder}: {field} is {_short(found)}, expected {_short(value)} ({data.name})")
+    load_weights(run.weights("generator"), generator)
+    poses = RealViews(data, torch.device("cpu")).cameras
+    generator = generator.to(device).eval().requires_grad_(False)
+    return GANSystem(name, generator, poses, 2 * settings.num_samples)  # bin centres of finer bins than in training
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

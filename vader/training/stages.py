@@ -1,0 +1,164 @@
+"""The two stages as runs: found in the run store, or trained now, on this process or on all ranks of its group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import runs
+from ..articulation.articulated import Articulation, one_rank, rigid
+from ..autodecoder.reconstruction import Reconstruction
+from ..config import Experiment
+from ..data import SequenceSet
+from ..diffusion.denoising import Denoising
+from ..diffusion.text import text_digest, text_embeddings
+from ..distributed import Ranks, current, select_device
+from ..runs import Run, RunError
+from .launch import train_on
+from .loop import fit
+
+
+def autodecoder_settings(config: Experiment, data: SequenceSet) -> dict[str, Any]:
+    """What decides a stage-1 run."""
+    return {
+        "stage": "autodecoder",
+        "data": data.digest,
+        "autodecoder": config.autodecoder,
+        "reconstruction": config.reconstruction,
+        "weights_precision": config.weights_precision,
+        "seed": config.seed,
+    }
+
+
+def autodecoder_run(
+    config: Experiment,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+    ranks: int = 1,
+    **options: Any,
+) -> Run:
+    """The stage-1 run of an experiment: found, or trained on the data's training objects.
+
+    ranks: more than one trains in that many processes, started from here, with their progress shown here. options:
+    those of `fit`. How many ranks train is no setting; into how many `microbatches` a step is divided is one.
+    Of an articulated experiment, `data` are videos, and poses are learned as well (`articulated_run`).
+    """
+    if config.articulated:
+        return articulated_run(config, data, device, max_seconds, ranks, **options)
+    name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
+
+    def train(work: Path) -> None:
+        group = current()
+        task = Reconstruction(config, data, select_device(device), group)
+        record = _record(work, config, task, group, pixels=data.pixel_record())
+        fit(task, work, record, max_seconds, **options)
+
+    if ranks > 1 and runs.find(name, settings) is None:
+        train_on(ranks, config, data, "autodecoder", device, max_seconds, **options)
+    return _get(name, settings, train, data)
+
+
+def articulated_run(
+    config: Experiment,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+    ranks: int = 1,
+    **options: Any,
+) -> Run:
+    """The stage-1 run of videos; with more than one part it starts from a run with one, which is trained first.
+
+    It is found from any number of ranks, but trained on one. Raises ConfigError for more of them, before any work.
+    """
+    start = None
+    if config.autodecoder.lbs_channels > 1 and config.articulation.rigid_images:
+        one = rigid(config, config.articulation.rigid_images)
+        start = articulated_run(one, data, device, max_seconds, ranks, **options)
+    name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
+    settings |= {"articulation": config.articulation, "start": start.digest if start else None}
+    if runs.find(name, settings) is None:
+        one_rank(max(ranks, current().size))
+
+    def train(work: Path) -> None:
+        task = Articulation(config, data, select_device(device), start)
+        fit(task, work, _record(work, config, task, current(), pixels=data.pixel_record()), max_seconds, **options)
+
+    return _get(name, settings, train, data)
+
+
+def diffusion_run(
+    config: Experiment,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+    ranks: int = 1,
+    **options: Any,
+) -> Run:
+    """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be.
+
+    Of a conditional experiment, the captions and their encoding are settings too. Arguments are those of
+    `autodecoder_run`. Raises DataError, before any training, for a caption that is missing.
+    """
+    conditions = {"text": text_digest(data, config.text)} if config.conditional else {}
+    stage1 = autodecoder_run(config, data, device, max_seconds, ranks, **options)
+    name = f"{data.name}-diffusion"
+    settings = {
+        "stage": "diffusion",
+        "autodecoder": stage1.digest,
+        "unet": config.unet,
+        "diffusion": config.diffusion,
+        "weights_precision": config.weights_precision,
+        "seed": config.seed,
+        **conditions,
+    }
+
+    def train(work: Path) -> None:
+        contexts, group = None, current()
+        if config.conditional:
+            contexts = text_embeddings(data, config.text).rows(data, "train", config.unet.context_dim)
+        task = Denoising(config, stage1, select_device(device), contexts, group)
+        fit(task, work, _record(work, config, task, group), max_seconds, **options)
+
+    if ranks > 1 and runs.find(name, settings) is None:
+        train_on(ranks, config, data, "diffusion", device, max_seconds, **options)
+    return _get(name, settings, train)
+
+
+def _record(work: Path, config: Experiment, task: Any, group: Ranks, **facts: Any) -> runs.Record:
+    record = runs.Record(work, config.seed, task.device, **facts, **task.facts())
+    if group.size > 1:
+        record.session["ranks"] = group.size
+    return record
+
+
+def _get(name: str, settings: Any, train: Callable[[Path], None], data: SequenceSet | None = None) -> Run:
+    """`runs.get` for all ranks together: the first finds, locks and publishes, and tells the others what to do."""
+    group = current()
+    if group.size == 1:
+        return runs.get(name, settings, train, data)
+    if not group.first:
+        what, detail = group.told()
+        if what == "train":
+            train(Path(detail))
+            what, detail = group.told()
+        if what == "error":
+            raise RunError(detail)
+        return runs.find(name, settings)
+    started = False
+
+    def lead(work: Path) -> None:
+        nonlocal started
+        started = True
+        group.told(("train", str(work)))
+        train(work)
+
+    try:
+        run = runs.get(name, settings, lead, data)
+    except RunError as error:
+        if not started:
+            group.told(("error", str(error)))
+        raise
+    group.told(("found", None))
+    return run
