@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tests.tiny import balls, tiny_experiment
 from vader import distributed, runs
 from vader.autodecoder.reconstruction import Reconstruction
+from vader.checks import ConfigError
 from vader.config import Experiment
 from vader.diffusion.denoising import Denoising
 from vader.distributed import joined
@@ -165,9 +167,9 @@ def shared_experiment(**reconstruction: Any) -> Experiment:
 PARTITIONED = shared_experiment(partitioned=True, clip_norm=5.0)
 
 
-def train_stage_1(rank: int, config: Experiment, work: Path, pieces: bool = False) -> None:
+def train_stage_1(rank: int, config: Experiment, work: Path, pieces: bool = False, sharded: bool = False) -> None:
     """Train on the ranks of this group, one step only if in `pieces`, and leave what was exchanged in a file."""
-    ranks = distributed.current()
+    ranks = distributed.current(sharded)
     task = Reconstruction(config, balls(config, objects=9), CPU, ranks)
     try:
         fit(task, work, runs.Record(work, 0), max_seconds=0.0 if pieces else None)
@@ -179,7 +181,7 @@ def train_stage_1(rank: int, config: Experiment, work: Path, pieces: bool = Fals
     torch.save(dict(ranks.sent), work / f"sent-{rank}.pt")
 
 
-def given_latents(config: Experiment, latents: Tensor) -> Denoising:
+def given_latents(config: Experiment, latents: Tensor, sharded: bool = False) -> Denoising:
     """The stage-2 task on latents (n, c, r, r, r) in place of a stage-1 run's."""
 
     class Given(Denoising):
@@ -189,11 +191,43 @@ def given_latents(config: Experiment, latents: Tensor) -> Denoising:
     class Stage1:
         record = {"objects": [str(i) for i in range(len(latents))]}
 
-    return Given(config, Stage1(), CPU, ranks=distributed.current())
+    return Given(config, Stage1(), CPU, ranks=distributed.current(sharded))
 
 
-def train_stage_2(rank: int, config: Experiment, work: Path, latents: Tensor) -> None:
-    fit(given_latents(config, latents), work, runs.Record(work, 0))
+def train_stage_2(rank: int, config: Experiment, work: Path, latents: Tensor, sharded: bool = False) -> None:
+    fit(given_latents(config, latents, sharded), work, runs.Record(work, 0))
+
+
+def meet_late(rank: int, size: int, port: int, attempt: int) -> None:
+    """Meet the other ranks at a store that outlives them, as torchrun's does; the last rank comes after the others."""
+    time.sleep(rank * attempt * 0.5)
+    variables = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": attempt}
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    with joined() as ranks:
+        assert ranks.gathered(rank) == [*range(size)]
+
+
+def write_in_turn(rank: int, work: Path) -> None:
+    """What a rank makes takes the first one longest, and needs what that one made."""
+
+    def make() -> list[int]:
+        time.sleep(0.5 * (rank == 0))
+        with open(work / "made", "a+") as stream:
+            stream.write(f"{rank} ")
+            stream.seek(0)
+            return [int(word) for word in stream.read().split()]
+
+    made = distributed.current().in_turn(make)
+    assert made[0] == 0 and rank in made
+
+
+def draw_on_ranks(rank: int, work: Path) -> None:
+    """Train what knows of no other ranks, in a group."""
+    try:
+        fit(Drawing(8), work, runs.Record(work, 0))
+    except ConfigError as error:
+        (work / f"error-{rank}").write_text(str(error))
 
 
 def last_clock(work: Path) -> int:

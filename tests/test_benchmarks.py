@@ -15,6 +15,8 @@ from tests.ranks import shared_experiment
 from tests.test_reports import faults_of_benchmark
 from vader.data import load_shards
 from vader.profiles import PAPER, experiment
+from vader.runs import RunError
+from vader.studies.scaling import Steps
 
 CPU = torch.device("cpu")
 SMALL = renderer.Scene(size=9, samples=7, resolution=6, views=2, batch=2)
@@ -88,6 +90,16 @@ def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):
         assert 0 < quantity.value < 1
     rows = training.views((16,), repeats=1, resolution=32)
     assert faults_of_benchmark({"rows": rows}) == []
+
+
+def test_two_ranks_are_not_measured_where_others_have_the_cores(monkeypatch):
+    shares = {1: 0.99, 2: 0.95}
+    monkeypatch.setattr(training, "measure", lambda jobs, n, _: {"": Steps({}, [9.0, 3.0 / n, 3.0 / n], shares[n])})
+    [row] = training.two_ranks(repeats=2)
+    assert faults_of_benchmark({"rows": [row]}) == [] and row["value"] == 2.0
+    shares[2] = 0.6
+    with pytest.raises(RunError, match="ranks had a core for 60% of the time, expected 80 %"):
+        training.two_ranks(repeats=2)
 
 
 def test_ratios_are_taken_repetition_by_repetition():

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from vader.config import AutodecoderConfig, ConfigError, DataConfig, ReconstructionConfig, SamplerConfig, UNetConfig
+from vader.checks import ConfigError
+from vader.config import AutodecoderConfig, DataConfig, ReconstructionConfig, SamplerConfig, UNetConfig
 from vader.paper import TABLE5, TABLE5_COLUMNS
 from vader.profiles import DATA_NAMES, LAPTOP, PAPER, PAPER_TEXT, PROFILES, differences, experiment, table5
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.tiny import tiny_experiment
 from vader.autodecoder.reconstruction import Autodecoder
-from vader.config import ConfigError, InversionConfig
-from vader.inversion import InversionError, complete, interpolate, invert
+from vader.checks import ConfigError
+from vader.inversion import InversionConfig, InversionError, complete, interpolate, invert
 from vader.rendering.cameras import sample_orbit
 from vader.rendering.volume import render_views
 

@@ -13,11 +13,14 @@ import torch
 from tests.tiny import balls, tiny_experiment
 from vader import runs, training
 from vader.autodecoder.reconstruction import Reconstruction, load_autodecoder
-from vader.config import ConfigError
+from vader.checks import ConfigError
+from vader.data import DataError
 from vader.diffusion.denoising import extract_latents, load_denoiser
 from vader.runs import Paused, RunError
 from vader.storage import read_json, read_weights
 from vader.training import autodecoder_run, diffusion_run, fit, learning_rate_factor, select_device, stream_seed
+from vader.training import command as training_command
+from vader.weights import WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +169,13 @@ def test_the_plan_counts_parameters_and_steps(capsys):
     assert training.main(["--profile", "paper", "--data", "photoshape_chairs", "--dry-run"]) == 0
     plan = capsys.readouterr().out
     assert "decoder 55,2" in plan and "U-Net 21" in plan
+
+
+@pytest.mark.parametrize("error", [DataError, WeightsError, RunError])
+def test_the_command_says_what_is_wrong_and_fails(monkeypatch, capsys, error):
+    def missing(*_, **__):
+        raise error("mesh.ply: file is missing")
+
+    monkeypatch.setattr(training_command, "prepare", missing)
+    assert training.main(["--profile", "smoke", "--data", "procedural_chairs"]) == 1
+    assert capsys.readouterr().err == "error: mesh.ply: file is missing\n"

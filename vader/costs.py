@@ -194,42 +194,58 @@ def _total(stages: Iterable[Stage], field: str) -> dict[str, int]:
 # -------------------------------------------------------------------------------------------------- training
 
 
-def training_memory(config: Experiment, stage: str, ranks: int = 1, objects: int | None = None) -> dict[str, int]:
+def training_memory(
+    config: Experiment, stage: str, ranks: int = 1, objects: int | None = None, sharded: bool = False
+) -> dict[str, int]:
     """Bytes that a rank holds throughout a stage, activations apart: {'network', 'library', 'data'}, by kind.
 
     Weights, gradients and Adam's two moments take 16 bytes a parameter, stage 2's moving average 4 more. A partitioned
-    library is divided among ranks. Raises ConfigError where they cannot share a step's microbatches.
+    library is divided among ranks, and with `sharded` so are the network and any other library (blocks that are
+    gathered at the moment come on top). Raises ConfigError where they cannot share a step's microbatches.
     """
     objects = config.data.num_objects if objects is None else objects
     settings = config.reconstruction if stage == "autodecoder" else config.diffusion
     Ranks(0, ranks).share(settings.microbatches)
     size = parameters(config)
+    parts = ranks if sharded else 1
     if stage == "diffusion":
-        return {"network": 20 * size["denoiser"], "data": 4 * objects * math.prod(config.autodecoder.latent_shape)}
+        return {
+            "network": 20 * size["denoiser"] // parts,
+            "data": 4 * objects * math.prod(config.autodecoder.latent_shape),
+        }
     own = -(-objects // ranks) if config.reconstruction.partitioned else objects
     table = size["embedding"] if config.autodecoder.hash_rows else own * config.autodecoder.embedding_dim
+    if config.autodecoder.hash_rows or not config.reconstruction.partitioned:
+        table //= parts
     network = size["G1"] + size["G2"] + pose_parameters(config)
     pixels = config.data.train_views * config.data.resolution**2
-    return {"network": 16 * network, "library": 16 * table, "data": 4 * objects * pixels}
+    return {"network": 16 * network // parts, "library": 16 * table, "data": 4 * objects * pixels}
 
 
-def exchanged(config: Experiment, stage: str, ranks: int, objects: int | None = None) -> dict[str, int]:
+def exchanged(
+    config: Experiment, stage: str, ranks: int, objects: int | None = None, sharded: bool = False
+) -> dict[str, int]:
     """Bytes that a rank puts into the exchanges of a step, by kind as `Ranks.sent` counts them.
 
     In stage 1: gradients of the decoder, and of the whole table unless it is partitioned; of a hashed library, of its
-    codebooks. A ring all-reduce sends 2 (ranks - 1) / ranks times as much over a rank's link.
+    codebooks. A ring all-reduce sends 2 (ranks - 1) / ranks times as much over a rank's link. With `sharded`, also a
+    rank's part of the weights, twice for each of its microbatches, which is an upper bound that nobody counts.
     """
     if ranks == 1:
         return {}
-    Ranks(0, ranks).share((config.reconstruction if stage == "autodecoder" else config.diffusion).microbatches)
-    size, agreement = parameters(config), {"agreement": AGREEMENT_BYTES}
+    settings = config.reconstruction if stage == "autodecoder" else config.diffusion
+    own, size, kinds = len(Ranks(0, ranks).share(settings.microbatches)), parameters(config), {}
     if stage == "diffusion":
-        return {"gradients": 4 * size["denoiser"], **agreement}
-    objects = config.data.num_objects if objects is None else objects
-    table = size["embedding"] if config.autodecoder.hash_rows else objects * config.autodecoder.embedding_dim
-    if config.reconstruction.partitioned and not config.autodecoder.hash_rows:
-        table = 0
-    with torch.device("meta"):
-        norms = [m for m in Decoder(config.autodecoder).modules() if isinstance(m, nn.BatchNorm3d)]
-    statistics = 4 * sum(2 * m.num_features for m in norms)
-    return {"gradients": 4 * (size["G1"] + size["G2"] + table), "statistics": statistics, **agreement}
+        reduced = size["denoiser"]
+    else:
+        objects = config.data.num_objects if objects is None else objects
+        table = size["embedding"] if config.autodecoder.hash_rows else objects * config.autodecoder.embedding_dim
+        if config.reconstruction.partitioned and not config.autodecoder.hash_rows:
+            table = 0
+        with torch.device("meta"):
+            norms = [m for m in Decoder(config.autodecoder).modules() if isinstance(m, nn.BatchNorm3d)]
+        reduced = size["G1"] + size["G2"] + table
+        kinds["statistics"] = 4 * sum(2 * m.num_features for m in norms)
+    if sharded:
+        kinds["weights"] = 2 * own * 4 * reduced // ranks
+    return {"gradients": 4 * reduced, **kinds, "agreement": AGREEMENT_BYTES}

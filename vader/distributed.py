@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .config import require
+from .checks import require
+from .sharding import shard
 from .storage import RunError
 
 AGREEMENT_BYTES = 3 * 8  # what ranks exchange at each step about pausing, checkpoints and losses that are not finite
@@ -54,11 +55,15 @@ def select_device(name: str = "auto") -> torch.device:
 
 @dataclass
 class Ranks:
-    """This process among `size` ones. `sent` counts the bytes that it put into exchanges, by kind."""
+    """This process among `size` ones. `sent` counts the bytes that it put into exchanges, by kind.
+
+    sharded: ranks divide the weights of the networks that they train (`sharding`), and do not copy them (DDP).
+    """
 
     rank: int = 0
     size: int = 1
     sent: Counter = field(default_factory=Counter)
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -75,12 +80,14 @@ class Ranks:
         return range(self.rank, microbatches, self.size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` in DDP, whose gradients are sums over ranks; the module itself where there is one rank.
+        """`module` in DDP, or divided among ranks, with gradients that are sums over ranks; itself on a single rank.
 
         Buffers are left alone: what they mean over ranks is for the task to say.
         """
         if self.size == 1:
             return module
+        if self.sharded:
+            return shard(module)
         device = next(module.parameters()).device
         # of 1x1x1 convolutions, whose strides in channels_last_3d are a matter of taste
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -107,6 +114,8 @@ class Ranks:
             if statistics:
                 torch.manual_seed(stream_seed(seed, j, clock))
             silent = j != own[-1] and isinstance(parallel, nn.parallel.DistributedDataParallel)
+            if self.sharded:
+                parallel.set_requires_gradient_sync(j == own[-1])
             with parallel.no_sync() if silent else contextlib.nullcontext():
                 losses = loss(j)
                 (losses["loss"] / microbatches).backward()
@@ -143,6 +152,12 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def in_turn(self, make: Callable[[], Any]) -> Any:
+        """make() of each rank, the first one's before the others', for which what it writes is there."""
+        made = make() if self.first else None
+        self.told()
+        return made if self.first else make()
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank passes here, in their order, on every rank."""
@@ -213,9 +228,20 @@ def _summed(ranks, bucket):  # torch looks at annotations here, and refuses thos
     return future.then(lambda done: done.value()[0])
 
 
+def threads_each(ranks: int) -> int:
+    """Threads of each of `ranks` on this machine: OMP_NUM_THREADS if it is set, else an equal share of the cores."""
+    if given := os.environ.get("OMP_NUM_THREADS", ""):
+        return int(given.split(",")[0])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // ranks)
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """The group of processes that torchrun started, until the end of the block; one rank where it started none.
+
+    Ranks of one machine divide its cores among them, unless OMP_NUM_THREADS is set: torch's threads, which loops
+    compiled by numba follow. (torchrun itself sets it to 1 where nobody has.)
 
     Raises RunError where its variables are incomplete or its port is taken.
     """
@@ -225,10 +251,16 @@ def joined() -> Iterator[Ranks]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise RunError(f"WORLD_SIZE is set, but {', '.join(missing)} is not; expected those that torchrun sets")
+    if "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_each(int(os.environ["LOCAL_WORLD_SIZE"])))
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun's store still has the addresses of workers that died, and who reads one of them waits for ever
+        store = dist.PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (dist.DistNetworkError, ValueError) as error:
         raise RunError(
             f"ranks cannot meet at {address} ({str(error).splitlines()[0]}); if the port is in use, take another one "
@@ -241,6 +273,16 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def current() -> Ranks:
-    """This process's ranks within `joined`; one rank outside of it."""
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+def current(sharded: bool = False) -> Ranks:
+    """This process's ranks within `joined`; one rank outside of it. Raises ConfigError for `sharded` with one rank."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), sharded=sharded) if dist.is_initialized() else Ranks()
+    require_several(ranks.size, sharded)
+    return ranks
+
+
+def require_several(ranks: int, sharded: bool) -> None:
+    """Raise ConfigError for weights that a single rank would divide with nobody."""
+    require(
+        ranks > 1 or not sharded,
+        f"shard is 'fully', which divides weights among ranks, but there is {ranks}; start several or leave it out",
+    )

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from .autodecoder.reconstruction import Autodecoder, load_autodecoder
 from .baselines.direct_latent_sampling import Prior, sample_embeddings
-from .config import Experiment, require
+from .checks import require
+from .config import Experiment
 from .data import SequenceSet
 from .diffusion.denoising import load_denoiser
 from .diffusion.sampling import for_inference, object_generators, sample_objects

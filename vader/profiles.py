@@ -6,21 +6,19 @@ settings that made it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from .articulation.profiles import UVA_CLIP, VIDEO_DATA, video_settings
+from .checks import ConfigError, nearest
 from .config import (
     PACKAGED_ENCODER,
     AutodecoderConfig,
-    ConfigError,
     DataConfig,
     Experiment,
-    InversionConfig,
     ReconstructionConfig,
     TextConfig,
     UNetConfig,
-    nearest,
 )
 from .paper import TRAINING_OBJECTS
 
@@ -136,63 +134,6 @@ TEXT = {  # name of the experiment -> data set
 TEXT_CONFIG = TextConfig(PACKAGED_ENCODER)
 TEXT_UNET = dict(cross_attention_resolutions=(8, 4), context_dim=TEXT_CONFIG.width)
 DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "furniture_tables")
-# Videos of articulated subjects: train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
-UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
-VIDEO_DATA = {  # profile -> data sets, settings of the data
-    ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
-    ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
-    ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
-}
-# What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
-# the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.
-SMALL_ARTICULATION = dict(predictor_learning_rate=2e-3, ray_stride=2)
-UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
-VIDEO_MODELS = {
-    "smoke": dict(
-        autodecoder=dict(lbs_channels=4),
-        reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2, clip_value=UVA_CLIP),
-        articulation=dict(
-            keypoints_per_axis=2,
-            predictor_resolution=16,
-            predictor_channels=4,
-            predictor_max_channels=16,
-            predictor_blocks=2,
-            rigid_images=320,
-            neutral_images=80,
-            **SMALL_ARTICULATION,
-        ),
-    ),
-    "laptop": dict(
-        autodecoder=dict(lbs_channels=10, max_channels=64, embedding_dim=32, attention_resolutions=()),
-        reconstruction=dict(
-            images_seen=40_000,
-            objects_per_step=4,
-            views_per_object=4,
-            num_samples=24,
-            learning_rate=2e-3,
-            perceptual_network="none",
-            perceptual_images=1,
-            density_noise_images=24_000,
-            precision="float32",
-            clip_value=UVA_CLIP,
-        ),
-        articulation=dict(
-            keypoints_per_axis=3,
-            predictor_resolution=32,
-            predictor_channels=8,
-            predictor_max_channels=128,
-            predictor_blocks=4,
-            rigid_images=40_000,
-            neutral_images=1_600,
-            **SMALL_ARTICULATION,
-        ),
-    ),
-    "gpu": dict(
-        autodecoder=dict(lbs_channels=10),
-        reconstruction=dict(clip_value=UVA_CLIP),
-        articulation=dict(rigid_images=500_000, neutral_images=20_000, **SMALL_ARTICULATION),
-    ),
-}
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
 DEPARTURES = {
@@ -207,7 +148,7 @@ DEPARTURES = {
         data=dict(num_objects=512, heldout_objects=64, train_views=12, heldout_views=2),
         reconstruction=dict(images_seen=96_000),
         unet=dict(cross_attention_resolutions=(4,)),  # at 8^3, too, a step takes a third longer
-        diffusion=dict(latents_seen=72_000),
+        diffusion=dict(latents_seen=160_000),
         evaluation=dict(num_samples=64),
     ),
     ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
@@ -312,6 +253,10 @@ def _scientific(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+# Many small trainings to compare: pictures of 32 x 32 pixels, compared without a perceptual network.
+_QUICK_DATA = dict(resolution=32, supersampling=2)
+_QUICK_STAGE1 = dict(num_samples=24, learning_rate=2e-3, perceptual_network="none", perceptual_images=1)
+
 # Experiments of single studies, as changes to procedural chairs of a profile.
 STUDIES = {
     # Table 2: deep enough for blocks to be taken away, and more objects than a code of 64 numbers has room for.
@@ -321,16 +266,9 @@ STUDIES = {
         reconstruction=dict(images_seen=160, num_samples=12, density_noise_images=80),
     ),
     ("table2", "laptop"): dict(
-        data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, resolution=32, supersampling=2),
+        data=dict(num_objects=128, heldout_objects=1, train_views=16, heldout_views=4, **_QUICK_DATA),
         autodecoder=dict(embedding_dim=1024, max_channels=64, resolution=16, depth=3),
-        reconstruction=dict(
-            images_seen=51_200,
-            num_samples=24,
-            learning_rate=2e-3,
-            perceptual_network="none",
-            perceptual_images=1,
-            density_noise_images=40_960,
-        ),
+        reconstruction=dict(images_seen=51_200, density_noise_images=40_960, **_QUICK_STAGE1),
     ),
     # Figures 3 and 10: the latents of one autodecoder at three resolutions, sampled without fresh noise.
     ("figure3", "smoke"): dict(
@@ -353,17 +291,14 @@ STUDIES = {
         reconstruction=dict(images_seen=240, objects_per_step=8, views_per_object=1, num_samples=12),
     ),
     ("hashing", "laptop"): dict(
-        data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, resolution=32, supersampling=2),
+        data=dict(num_objects=2_000, heldout_objects=1, train_views=8, heldout_views=2, **_QUICK_DATA),
         autodecoder=dict(embedding_dim=256, max_channels=64, resolution=16, hash_rows=512),
         reconstruction=dict(
             images_seen=144_000,
             objects_per_step=32,
             views_per_object=2,
-            num_samples=24,
-            learning_rate=2e-3,
-            perceptual_network="none",
-            perceptual_images=1,
             density_noise_images=72_000,
+            **_QUICK_STAGE1,
         ),
     ),
 }
@@ -379,15 +314,6 @@ def study(name: str, profile: str) -> Experiment:
         hint = nearest(profile, profiles)
         raise ConfigError(f"study {name!r} has no profile {profile!r}{hint}; it has: {', '.join(profiles)}")
     return experiment(profile, "procedural_chairs").replace(**STUDIES[name, profile])
-
-
-# New objects, fitted to their images; the decoder is tuned afterwards.
-INVERSION = {
-    "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
-    "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
-    "gpu": InversionConfig(steps=1000, tuning_steps=200),
-    "paper": InversionConfig(tuning_steps=500),
-}
 
 
 def experiment(profile: str, data: str) -> Experiment:
@@ -406,9 +332,8 @@ def experiment(profile: str, data: str) -> Experiment:
     departures = DEPARTURES.get((profile, data), {})
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
     if data in videos:
-        settings["data"] |= UVA_CAMERA | VIDEO_DATA[profile, data]
-        model = {"articulation": {}} | VIDEO_MODELS[profile]
-        settings |= {part: settings.get(part, {}) | values for part, values in model.items()}
+        added = video_settings(profile, data)
+        settings |= {part: settings.get(part, {}) | values for part, values in added.items()}
     settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
     if data in TEXT:
         settings |= dict(unet=TEXT_UNET | settings["unet"], text=TEXT_CONFIG)

@@ -49,7 +49,7 @@ from .storage import (
 )
 
 if TYPE_CHECKING:
-    from .data.sequence import SequenceSet
+    from .data.prepared import SequenceSet
 
 __all__ = [
     "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "get",
@@ -229,8 +229,9 @@ class Record:
 
     def rewind(self, curve: str, clock: int) -> None:
         """Drop the points after `clock`: a training that resumes from there will pass them again."""
-        points = self.content["curves"].get(curve, [])
-        self.content["curves"][curve] = [point for point in points if point["clock"] <= clock]
+        curves = self.content["curves"]
+        if curve in curves:
+            curves[curve] = [point for point in curves[curve] if point["clock"] <= clock]
 
     def save(self) -> None:
         self.session |= {"seconds": time.monotonic() - self._start, "peak_memory_bytes": peak_memory(self.device)}

@@ -10,12 +10,14 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .checks import nearest, require
 
 
 class RunError(ValueError):
@@ -47,6 +49,18 @@ def plain(value: Any, where: str = "settings") -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     raise RunError(f"{where} is a {type(value).__name__}, expected JSON values and dataclasses")
+
+
+def from_plain(kind: type, values: dict[str, Any]) -> Any:
+    """Settings of a dataclass from the JSON values of `plain`. Raises ConfigError naming an unknown field."""
+    types, made = get_type_hints(kind), {}
+    for name, value in values.items():
+        require(name in types, f"{kind.__name__} has no field {name!r}{nearest(name, list(types))}")
+        if dataclasses.is_dataclass(types[name]):
+            made[name] = from_plain(types[name], value)
+        else:
+            made[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)
 
 
 def canonical(value: Any, where: str = "settings") -> str:

@@ -21,8 +21,7 @@ from vader.articulation.evaluation import (
 )
 from vader.articulation.poses import PoseError, neutral
 from vader.articulation.skinning import posed_views
-from vader.config import InversionConfig
-from vader.inversion import InversionError
+from vader.inversion import InversionConfig, InversionError
 
 pytest.importorskip("pytorch3d")
 

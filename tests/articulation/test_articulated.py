@@ -11,7 +11,7 @@ from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
 from vader.articulation.poses import PoseError, neutral
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.diffusion.denoising import extract_latents
 from vader.distributed import Ranks
 from vader.profiles import experiment

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 
 from vader.articulation import poses as poses_module
+from vader.articulation.config import ArticulationConfig
 from vader.articulation.keypoints import CanonicalKeypoints
 from vader.articulation.poses import (
     MAX_GAIN,
@@ -30,7 +31,6 @@ from vader.articulation.poses import (
     warp_images,
     warp_points,
 )
-from vader.config import ArticulationConfig
 
 pytest.importorskip("pytorch3d")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.tiny import balls, tiny_experiment
-from vader.baselines import adversarial, eg3d, pi_gan
+from vader.baselines import eg3d, gan, pi_gan
 from vader.baselines.adversarial import (
     RealViews,
     discriminator_loss,
@@ -148,15 +148,16 @@ def test_the_command_trains_or_says_that_it_paused(monkeypatch, capsys, paused):
     config = tiny_experiment()
     seen = {}
 
-    def run(*arguments):
+    def run(self, *arguments):
         seen["arguments"] = arguments
         if paused:
             raise Paused("run it again to resume")
         return SimpleNamespace(folder="runs/x", record={"seconds": 3.2, "device": "cpu"})
 
-    monkeypatch.setattr(adversarial, "prepare", lambda data: balls(config))
+    monkeypatch.setattr(gan, "prepare", lambda data: balls(config))
+    monkeypatch.setattr(gan.Baseline, "run", run)
     arguments = ["--profile", "smoke", "--data", "procedural_chairs", "--seed", "2", "--device", "cpu"]
-    assert adversarial.command("pi_gan", run, [*arguments, "--max-seconds", "9"]) == (75 if paused else 0)
+    assert pi_gan.PI_GAN.main([*arguments, "--max-seconds", "9"]) == (75 if paused else 0)
     found, data, device, seconds = seen["arguments"]
     assert (found.profile, found.seed, data.name, device, seconds) == ("smoke", 2, "balls", "cpu", 9.0)
     output = capsys.readouterr()
@@ -166,7 +167,7 @@ def test_the_command_trains_or_says_that_it_paused(monkeypatch, capsys, paused):
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "gpu", "paper"])
 def test_every_profile_fits_its_data(profile):
     data = experiment(profile, "photoshape_chairs" if profile == "paper" else "furniture_chairs").data
-    ours, theirs = pi_gan.settings_of(profile), eg3d.settings_of(profile)
+    ours, theirs = pi_gan.PI_GAN.settings(profile), eg3d.EG3D.settings(profile)
     assert ours.resolutions[-1] == theirs.resolution == data.resolution
     with torch.device("meta"):
         eg3d.TriPlaneGenerator(theirs)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tests.tiny import balls, tiny_experiment
 from vader.baselines import diffrf as module
 from vader.baselines.diffrf import (
     FieldDiffusion,
@@ -25,23 +24,13 @@ from vader.baselines.diffrf import (
 )
 from vader.baselines.diffrf_config import PROFILES, DiffRFConfig, FieldDiffusionConfig, diffrf
 from vader.baselines.radiance_fields import TrainingRays, fields_run, load_fields, photometric_loss, to_volume
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.diffusion.edm import standard_normal
 from vader.diffusion.sampling import object_generators
 from vader.runs import Paused, RunError
 from vader.storage import read_weights, save_weights
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def data():
-    return balls(tiny_experiment())
 
 
 def tiny(**changes) -> DiffRFConfig:

@@ -9,32 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.tiny import balls, tiny_experiment
+from tests.tiny import balls
 from vader.baselines import eg3d
-from vader.baselines.adversarial import GANSystem, RealViews, resized
+from vader.baselines.adversarial import RealViews, resized
 from vader.baselines.eg3d import DualDiscriminator, EG3DConfig, EG3DTraining, TriPlaneGenerator, sample_planes
+from vader.baselines.gan import GANSystem
 from vader.baselines.stylegan2 import Linear, ModulatedConv, activate, enlarge, minibatch_deviation
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
 from vader.rendering.volume import render_views
 from vader.runs import Paused, Record, RunError
 from vader.storage import read_weights
 from vader.training import fit
-
-
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def config():
-    return tiny_experiment()
-
-
-@pytest.fixture
-def data(config):
-    return balls(config)
 
 
 def tiny(**changes) -> EG3DConfig:
@@ -221,12 +207,12 @@ def test_real_images_are_shown_as_generated_ones_are(config, data):
 
 def test_a_paused_and_resumed_run_equals_an_uninterrupted_one(config, data, tmp_path, monkeypatch):
     settings = tiny(images_seen=24, r1_every=2)
-    whole = eg3d.run(config, data, "cpu", settings=settings)
+    whole = eg3d.EG3D.run(config, data, "cpu", settings=settings)
     monkeypatch.setenv("VADER_RUNS", str(tmp_path / "pieces"))
     pauses = 0
     while True:
         try:
-            pieces = eg3d.run(config, data, "cpu", 0.0, settings)
+            pieces = eg3d.EG3D.run(config, data, "cpu", 0.0, settings)
             break
         except Paused:
             pauses += 1
@@ -272,11 +258,11 @@ def test_a_sample_depends_on_its_number_and_seed_alone(config, data):
 
 def test_a_run_of_another_data_set_is_refused(config, data):
     settings = tiny(images_seen=4)
-    run = eg3d.run(config, data, "cpu", settings=settings)
+    run = eg3d.EG3D.run(config, data, "cpu", settings=settings)
     other = dataclasses.replace(data, name="cubes", digest="2" * 64)
     with pytest.raises(RunError, match=r"data is '0000.* expected '2222.*\(cubes\)"):
-        eg3d.load(run, config, other, settings=settings)
-    assert eg3d.load(run, config, data, settings=settings).name == "eg3d"
+        eg3d.EG3D.load(run, config, other, settings=settings)
+    assert eg3d.EG3D.load(run, config, data, settings=settings).name == "eg3d"
 
 
 def test_nan_stops_the_training_and_is_passed_on_by_generation(config, data, tmp_path):

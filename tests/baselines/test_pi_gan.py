@@ -8,30 +8,16 @@ import math
 import pytest
 import torch
 
-from tests.tiny import balls, tiny_experiment
+from tests.tiny import balls
 from vader.baselines import pi_gan
-from vader.baselines.adversarial import GANSystem, RealViews
+from vader.baselines.adversarial import RealViews
+from vader.baselines.gan import GANSystem
 from vader.baselines.pi_gan import PiGANConfig, PiGANTraining, ProgressiveDiscriminator, SirenGenerator
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
 from vader.runs import Paused, Record, RunError
 from vader.storage import read_weights
 from vader.training import fit
-
-
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def config():
-    return tiny_experiment()
-
-
-@pytest.fixture
-def data(config):
-    return balls(config)
 
 
 def tiny(**changes) -> PiGANConfig:
@@ -121,12 +107,12 @@ def test_the_real_images_come_at_the_stage_s_resolution(config, data):
 @pytest.mark.parametrize("changes", [{}, {"r1_every": 2, "shares": (0.4, 0.6)}])
 def test_a_paused_and_resumed_run_equals_an_uninterrupted_one(config, data, tmp_path, monkeypatch, changes):
     settings = tiny(**changes)
-    whole = pi_gan.run(config, data, "cpu", settings=settings)
+    whole = pi_gan.PI_GAN.run(config, data, "cpu", settings=settings)
     monkeypatch.setenv("VADER_RUNS", str(tmp_path / "pieces"))
     pauses = 0
     while True:
         try:
-            pieces = pi_gan.run(config, data, "cpu", 0.0, settings)
+            pieces = pi_gan.PI_GAN.run(config, data, "cpu", 0.0, settings)
             break
         except Paused:
             pauses += 1
@@ -176,15 +162,15 @@ def test_a_sample_depends_on_its_number_and_seed_alone(config, data):
 
 
 def test_a_run_of_another_data_set_or_size_is_refused(config, data):
-    run = pi_gan.run(config, data, "cpu", settings=tiny(images_seen=4))
+    run = pi_gan.PI_GAN.run(config, data, "cpu", settings=tiny(images_seen=4))
     other = dataclasses.replace(data, name="cubes", digest="2" * 64)
     with pytest.raises(RunError, match=r"data is '0000.* expected '2222.*\(cubes\)"):
-        pi_gan.load(run, config, other, settings=tiny(images_seen=4))
+        pi_gan.PI_GAN.load(run, config, other, settings=tiny(images_seen=4))
     with pytest.raises(RunError, match="pi_gan is .* expected"):
-        pi_gan.load(run, config, data, settings=tiny(images_seen=8))
-    system = pi_gan.load(run, config, data, settings=tiny(images_seen=4))
+        pi_gan.PI_GAN.load(run, config, data, settings=tiny(images_seen=8))
+    system = pi_gan.PI_GAN.load(run, config, data, settings=tiny(images_seen=4))
     assert system.name == "pi_gan" and not any(p.requires_grad for p in system.generator.parameters())
-    assert pi_gan.run(config, other, "cpu", settings=tiny(images_seen=4)).folder != run.folder
+    assert pi_gan.PI_GAN.run(config, other, "cpu", settings=tiny(images_seen=4)).folder != run.folder
 
 
 def test_nan_stops_the_training_and_is_passed_on_by_generation(config, data, tmp_path):
@@ -239,4 +225,4 @@ def test_data_of_another_resolution_and_an_unknown_profile(config, data):
     with pytest.raises(ConfigError, match="balls has 16x16 pixels, expected 32x32"):
         PiGANTraining(config, tiny(resolutions=(16, 32)), data, torch.device("cpu"))
     with pytest.raises(ConfigError, match="did you mean 'laptop'"):
-        pi_gan.settings_of("labtop")
+        pi_gan.PI_GAN.settings("labtop")

@@ -21,7 +21,8 @@ from vader.baselines.radiance_fields import (
     to_volume,
     total_variation,
 )
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import SequenceSet
 from vader.data.procedural import render_object
 from vader.metrics.images import psnr
@@ -33,16 +34,6 @@ TINY = FieldsConfig(
     resolution=6, rays_per_object=128, objects_per_step=3, rays_per_step=16, num_samples=8, learning_rate=0.1
 )
 TRAINING_RAYS = TrainingRays(balls(tiny_experiment()), torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def _own_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
-
-
-@pytest.fixture
-def data():
-    return balls(tiny_experiment())
 
 
 def test_a_chair_reaches_25_db_on_views_it_was_not_fitted_to():

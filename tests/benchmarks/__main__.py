@@ -23,6 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from vader.paths import reports_dir
+from vader.profiles import PAPER
 from vader.provenance import device_name, environment
 from vader.runs import utc_now
 from vader.storage import write_json
@@ -42,7 +43,9 @@ def run_renderer(device: torch.device) -> Part:
 
 
 def run_sampler(device: torch.device) -> Part:
-    quantities = sampler.overhead(device) + sampler.paper_size(device)
+    chairs = PAPER["photoshape_chairs"]
+    quantities = sampler.overhead(device) + sampler.overhead(device, chairs, steps=4, batch=1, repeats=3)
+    quantities += sampler.paper_size(device)
     if importlib.util.find_spec("torch_fidelity"):
         quantities += sampler.effect_of_precision(device)
     return sampler.compare(device), quantities, {"sampler steps": sampler.curve(device)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vader.autodecoder.decoder import Decoder
-from vader.config import SamplerConfig, UNetConfig
+from vader.config import Experiment, SamplerConfig, UNetConfig
 from vader.data import prepare
 from vader.diffusion.edm import Denoiser, sigma_schedule
 from vader.diffusion.sampling import for_inference, object_generators, sample_objects
@@ -105,9 +105,14 @@ class TimedNetwork(torch.nn.Module):
         return output
 
 
-def overhead(device: torch.device, steps: int = 18, batch: int = 16, repeats: int = 5) -> list[Quantity]:
-    """The share of a sampling run that is spent outside the network, for each precision; graphs are off."""
-    config = experiment("laptop", "procedural_chairs")
+def overhead(
+    device: torch.device, config: Experiment | None = None, steps: int = 64, batch: int = 16, repeats: int = 3
+) -> list[Quantity]:
+    """The share of a sampling run that is spent outside the network, for each precision; graphs are off.
+
+    config: whose network (default: the laptop profile's).
+    """
+    config = config or experiment("laptop", "procedural_chairs")
     shape, settings = config.autodecoder.latent_shape, SamplerConfig(num_steps=steps)
     found = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -119,7 +124,8 @@ def overhead(device: torch.device, steps: int = 18, batch: int = 16, repeats: in
             sample_objects(denoise, settings, range(batch), shape, 0, device=device)
             if repeat:  # the first one warms up
                 shares.append(1 - denoise.network.seconds / (time.perf_counter() - start))
-        work = f"{steps} Heun steps, batch {batch}, {str(dtype).removeprefix('torch.')}"
+        precision = str(dtype).removeprefix("torch.")
+        work = f"{steps} Heun steps, {denoise_name(config.unet)}, batch {batch}, {precision}"
         found.append(Quantity("sampler", work, "share of the time outside the network", statistics.median(shares)))
     return found
 

@@ -11,7 +11,7 @@ import torch
 
 from vader.config import DataConfig
 from vader.data.cameras_io import from_pytorch3d, from_transforms, to_pytorch3d, to_transforms
-from vader.data.sequence import DataError
+from vader.data.prepared import DataError
 from vader.rendering.cameras import CameraError, Cameras, look_at, sample_orbit
 from vader.rendering.volume import render_views
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 import trimesh
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import DataError, furniture, furniture_catalogue, load_set, mesh_render, prepare
 from vader.data import __main__ as command
 from vader.data.furniture import HELDOUT_MODELS, attribution_page, list_jobs, select, sources, split_models
 from vader.data.furniture_catalogue import CatalogueNotFound, read_catalogues
-from vader.data.sequence import data_digest, object_cameras
+from vader.data.prepared import data_digest
+from vader.data.sequence import object_cameras
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = DataConfig(

@@ -10,7 +10,7 @@ import pytest
 
 from vader.data import furniture_catalogue
 from vader.data.furniture_catalogue import CatalogueNotFound, find_catalogues, parse_properties, read_catalogues
-from vader.data.sequence import DataError
+from vader.data.prepared import DataError
 
 CHAIR = {"id": "Made#chair", "name": "Chair"}
 

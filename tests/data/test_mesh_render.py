@@ -29,7 +29,7 @@ from vader.data.mesh_render import (
     stretch_factors,
     to_canonical,
 )
-from vader.data.sequence import DataError
+from vader.data.prepared import DataError
 from vader.data.wavefront import Part
 from vader.rendering.cameras import CameraError, Cameras, intrinsics_from_fov, look_at, sample_orbit
 

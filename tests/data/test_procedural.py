@@ -15,12 +15,14 @@ import torch
 import trimesh
 from PIL import Image
 
-from vader.config import ConfigError, DataConfig
+from vader.checks import ConfigError
+from vader.config import DataConfig
 from vader.data import __main__ as command
 from vader.data import open_set, prepare, procedural
 from vader.data.factors import CONTINUOUS, DISCRETE, describe, draw
+from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import HALF_EXTENT, LIGHT_RIG, SPHERE_RADIUS
-from vader.data.sequence import DataError, data_digest, object_cameras
+from vader.data.sequence import object_cameras
 from vader.profiles import experiment
 
 TINY = DataConfig(
@@ -175,12 +177,12 @@ def test_the_command_writes_shards(root, monkeypatch, capsys):
     pytest.importorskip("webdataset")
     tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
     monkeypatch.setattr(command, "experiment", lambda profile, name: tiny)
-    assert command.main(["procedural_chairs", "--workers", "1", "--shards", "2"]) == 0
+    assert command.main(["procedural_chairs", "--workers", "1", "--objects-per-shard", "2"]) == 0
     assert "3 objects, 2 of them for training" in capsys.readouterr().out
     (folder,) = root.glob("procedural_chairs-*-by2")
     sharded, whole = open_set(folder), prepare(TINY)
     assert torch.equal(sharded.split("train")[1].images, whole.split("train")[1].images)
-    assert command.main(["procedural_chairs", "--shards", "0"]) == 1
+    assert command.main(["procedural_chairs", "--objects-per-shard", "0"]) == 1
     assert "objects_per_shard is 0, expected at least 1" in capsys.readouterr().err
 
 

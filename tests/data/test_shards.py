@@ -19,7 +19,8 @@ from tests.tiny import tiny_experiment
 from vader.config import DataConfig
 from vader.data import DataError, SequenceSet, ShardedSet, load_shards, open_set
 from vader.data.preparation import ShardWriter, _render_shard, prepare_set
-from vader.data.sequence import Sequence, data_digest, object_cameras
+from vader.data.prepared import data_digest
+from vader.data.sequence import Sequence, object_cameras
 from vader.data.views import MemoryViews, ShardedViews, draw_views, training_views
 from vader.runs import Paused
 from vader.storage import read_weights
@@ -116,7 +117,7 @@ def test_an_interrupted_preparation_goes_on_with_the_next_shard(tmp_path, module
 
 
 def test_shards_can_be_written_by_other_processes(tmp_path, module_set):
-    task = ShardWriter(CONFIG, SOURCES, tmp_path, 3), render, 3, [3, 4, 5]
+    task = ShardWriter(CONFIG, SOURCES, tmp_path, 3), render, (3, [3, 4, 5])
     function, arguments = pickle.loads(pickle.dumps((_render_shard, task)))
     function(*arguments)
     (file,) = tmp_path.glob("*/*.tar")

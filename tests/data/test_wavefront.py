@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vader.data.sequence import DataError
+from vader.data.prepared import DataError
 from vader.data.wavefront import DEFAULT_COLOUR, MAX_TEXTURE, read_obj
 
 SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"

@@ -11,7 +11,8 @@ import torch
 from diffusers import EDMEulerScheduler
 from torch import nn
 
-from vader.config import ConfigError, SamplerConfig
+from vader.checks import ConfigError
+from vader.config import SamplerConfig
 from vader.diffusion.edm import (
     Denoiser,
     drop_condition,

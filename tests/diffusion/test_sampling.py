@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.config import ConfigError, SamplerConfig, UNetConfig
+from vader.checks import ConfigError
+from vader.config import SamplerConfig, UNetConfig
 from vader.diffusion.edm import Denoiser, sample
 from vader.diffusion.sampling import (
     SamplingError,

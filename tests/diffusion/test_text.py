@@ -7,17 +7,20 @@ import dataclasses
 import pytest
 import torch
 
+from tests.data import test_shards
 from tests.tiny import balls, tiny_experiment
-from vader import generation, runs, training
+from vader import generation, runs
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
-from vader.config import PACKAGED_ENCODER, ConfigError, TextConfig
+from vader.checks import ConfigError
+from vader.config import PACKAGED_ENCODER, TextConfig
 from vader.data import DataError
+from vader.data.preparation import prepare_set
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising
 from vader.generation import Models
 from vader.profiles import TEXT, experiment
 from vader.storage import plain, read_weights, save_weights
-from vader.training import autodecoder_settings, diffusion_run
+from vader.training import autodecoder_settings, diffusion_run, stages
 from vader.weights import WeightsError
 
 WIDTH = 6
@@ -111,6 +114,42 @@ def test_embeddings_are_stored_beside_the_data_and_read_back(letters, tmp_path):
     assert torch.equal(first.rows(data, "test", WIDTH), first.contexts[4:])
 
 
+def test_captions_of_a_sharded_set_are_read_from_its_shards_once(letters, tmp_path):
+    pytest.importorskip("webdataset")
+    jobs, config = test_shards.JOBS, ENCODER
+    in_memory = prepare_set(test_shards.CONFIG, test_shards.SOURCES, jobs, test_shards.render, root=tmp_path)
+    data = test_shards.sharded(tmp_path / "tars")
+    expected, found = (text.text_embeddings(d, config) for d in (in_memory, data))
+    assert found.digest == expected.digest and torch.equal(found.contexts, expected.contexts)
+    for split, count in (("train", 10), ("test", 2)):
+        rows = found.rows(data, split, WIDTH)
+        assert len(rows) == count and torch.equal(rows, expected.rows(in_memory, split, WIDTH))
+    for shard in data.folder.glob("*.tar"):
+        shard.unlink()
+    assert torch.equal(text.text_embeddings(data, config).contexts, found.contexts) and len(letters) == 2
+    with pytest.raises(DataError, match="shard is missing, expected object 'toy.0'"):
+        text.text_digest(dataclasses.replace(data, checksum="0" * 64), config)
+
+
+def test_a_sharded_object_without_a_caption_is_named(tmp_path):
+    silent = test_shards.sharded(tmp_path, render=_silent)
+    with pytest.raises(DataError, match=r"object 'toy.5': caption is None, expected a text"):
+        text.text_digest(silent, ENCODER)
+
+
+def _silent(index: int):
+    sequence, mesh = test_shards.render(index)
+    return dataclasses.replace(sequence, caption=None if index == 5 else sequence.caption), mesh
+
+
+def test_a_denoiser_is_conditioned_on_captions_from_shards(letters, tmp_path):
+    pytest.importorskip("webdataset")
+    config = conditional(data=dict(name="toys", train_views=3, heldout_views=1, resolution=5))
+    data = test_shards.sharded(tmp_path)
+    run = diffusion_run(config, data, "cpu")
+    assert run.settings["text"] == text.text_digest(data, ENCODER) and run.record["latents"] == 10
+
+
 def test_embeddings_of_a_set_without_a_folder_are_not_stored(letters):
     data = captioned(tiny_experiment())
     assert torch.equal(text.text_embeddings(data, ENCODER).contexts, text.text_embeddings(data, ENCODER).contexts)
@@ -141,7 +180,7 @@ def test_embeddings_that_are_not_these_are_refused(letters, tmp_path):
 def test_a_missing_caption_is_named_before_anything_is_trained(caption, letters, monkeypatch):
     config = conditional()
     data = captioned(config, ["a", "b", caption, "d", "e", "f"])
-    monkeypatch.setattr(training, "autodecoder_run", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(stages, "autodecoder_run", lambda *_: pytest.fail("trained"))
     with pytest.raises(DataError, match="data set balls, object 'ball-2': caption is .*expected a text"):
         diffusion_run(config, data, "cpu")
 
@@ -296,8 +335,8 @@ def test_contexts_and_denoiser_have_to_fit(stage1):
 def test_captions_are_settings_of_a_conditional_run_and_of_no_other(stage1, monkeypatch):
     config, data, run = stage1
     asked = []
-    monkeypatch.setattr(training, "autodecoder_run", lambda *_: run)
-    monkeypatch.setattr(training.runs, "get", lambda name, settings, *_: asked.append(settings))
+    monkeypatch.setattr(stages, "autodecoder_run", lambda *_: run)
+    monkeypatch.setattr(stages.runs, "get", lambda name, settings, *_: asked.append(settings))
     diffusion_run(config, data, "cpu")
     diffusion_run(config, captioned(config, ["cube"] * 6), "cpu")
     diffusion_run(tiny_experiment(), data, "cpu")

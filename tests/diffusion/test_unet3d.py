@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from vader.config import ConfigError, UNetConfig
+from vader.checks import ConfigError
+from vader.config import UNetConfig
 from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.unet3d import (
     ContextTransformer,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import balls, tiny_experiment
 from vader import runs
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.paper import TRAINING_OBJECTS
 from vader.profiles import PAPER, study
 from vader.studies.hashing import VARIANTS, measure, scored_objects, storage, variants

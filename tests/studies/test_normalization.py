@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.normalization import NORMALIZED_IQR, RobustStatistics
 from vader.runs import Run

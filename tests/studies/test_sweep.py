@@ -11,7 +11,7 @@ import torch
 from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.config import ConfigError
+from vader.checks import ConfigError
 from vader.data import DataError
 from vader.metrics.surfaces import solid_parts
 from vader.paper import TABLE2, table2_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,20 +10,35 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.ranks import CPU, PARTITIONED, given_latents, group, shared_experiment, train_stage_1, train_stage_2
+from tests.ranks import (
+    CPU,
+    PARTITIONED,
+    draw_on_ranks,
+    free_port,
+    given_latents,
+    group,
+    meet_late,
+    shared_experiment,
+    start,
+    train_stage_1,
+    train_stage_2,
+    write_in_turn,
+)
 from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.config import ConfigError, Experiment, from_plain
+from vader.checks import ConfigError
+from vader.config import Experiment
 from vader.data import SequenceSet
 from vader.data.preparation import SetWriter
 from vader.data.views import MemoryViews
-from vader.distributed import Ranks, joined, select_device
+from vader.distributed import Ranks, current, joined, select_device, threads_each
 from vader.profiles import PAPER, experiment
 from vader.runs import RunError
-from vader.storage import plain, read_weights
-from vader.training import autodecoder_run, launch, plan, torchrun_command
+from vader.storage import from_plain, plain, read_weights
+from vader.training import autodecoder_run, launch, main, plan, torchrun_command
 from vader.training.launch import PAUSED
 
 REPLICATED = shared_experiment()
@@ -83,12 +99,41 @@ def test_a_library_that_all_ranks_have_is_reduced_with_the_decoder(tmp_path, con
 
 
 def test_the_denoiser_trains_on_two_ranks_as_on_one(tmp_path):
+    """With copies of its weights (DDP) as with parts of them (`fully_shard`), its moving average too."""
     latents = torch.randn(9, *REPLICATED.autodecoder.latent_shape, generator=torch.Generator().manual_seed(0))
-    for size in (1, 2):
-        (tmp_path / str(size)).mkdir()
-        assert group(train_stage_2, size, REPLICATED, tmp_path / str(size), latents) == [0] * size
-    one, two = (read_weights(tmp_path / str(size) / "denoiser.safetensors")[0] for size in (1, 2))
-    assert_close(one, two)
+    one, copied, divided = (tmp_path / name for name in ("one", "copied", "divided"))
+    for work, size in ((one, 1), (copied, 2), (divided, 2)):
+        work.mkdir()
+        assert group(train_stage_2, size, REPLICATED, work, latents, work is divided) == [0] * size
+    expected = read_weights(one / "denoiser.safetensors")[0]
+    for work in (copied, divided):
+        assert_close(read_weights(work / "denoiser.safetensors")[0], expected)
+
+
+@pytest.mark.parametrize("config", [PARTITIONED, REPLICATED], ids=["partitioned", "replicated"])
+def test_divided_weights_train_as_copied_ones_and_share_their_checkpoints(tmp_path, config):
+    """A step with parts of the weights, one with copies on a single rank, one with parts again."""
+    pieces = [(2, True), (1, False)]
+    for size, sharded in pieces:
+        assert group(train_stage_1, size, config, tmp_path, True, sharded) == [PAUSED] * size
+    [newest, before] = sorted(tmp_path.glob("checkpoint-*"), reverse=True)
+    contents = [torch.load(folder / "shared.pt", weights_only=True) for folder in (before, newest)]
+    assert {f.name for f in newest.iterdir()} == {f.name for f in before.iterdir()}
+    assert_same_form(*contents)
+    expected = trained(tmp_path / "copied", 2, config)
+    assert_close(trained(tmp_path, 2, config, pieces=False, sharded=True), expected)
+
+
+def assert_same_form(a, b) -> None:
+    """Nested content with the same names, and tensors of the same shapes."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+    if isinstance(a, dict | list):
+        for x, y in zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else zip(a, b, strict=True):
+            assert_same_form(x, y)
+    if isinstance(a, torch.Tensor):
+        assert a.shape == b.shape and a.dtype == b.dtype
 
 
 def test_microbatches_add_up_to_the_gradient_of_the_whole_step():
@@ -117,14 +162,72 @@ def test_batch_norm_moves_by_the_mean_of_its_microbatches():
     assert norm.num_batches_tracked == 1
 
 
+def test_ranks_that_are_started_again_do_not_look_for_dead_ones():
+    """What the first two left in the store could send the next two to processes that are gone, to wait for ever."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for attempt in range(2):
+        for key in server.list_keys():
+            server.set(key, "address of a dead process")
+        processes = [start(meet_late, rank, 2, server.port, attempt) for rank in range(2)]
+        for process in processes:
+            process.join(30)
+        assert [process.exitcode for process in processes] == [0, 0], attempt
+
+
+def test_the_first_rank_prepares_before_the_others(tmp_path):
+    assert group(write_in_turn, 3, tmp_path) == [0] * 3
+    assert sorted((tmp_path / "made").read_text().split()) == ["0", "1", "2"]
+
+
+def test_ranks_of_one_machine_share_its_cores(monkeypatch):
+    """A group of one, which a launcher says shares the machine with another; without OMP_NUM_THREADS, and with it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(7), raising=False)
+    variables = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    for given in (None, "5"):
+        monkeypatch.setenv("MASTER_PORT", str(free_port()))
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if given:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+        with joined():
+            pass
+        assert threads_each(2) == int(given or 3)
+    assert seen == [3] and torch.get_num_threads() == before
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads_each(8) == 1
+
+
 # ------------------------------------------------------------------------------------------------ what cannot be
 
 
-def test_ranks_that_do_not_divide_the_step_are_refused():
+def test_a_task_that_knows_of_no_other_ranks_is_refused_in_a_group(tmp_path):
+    assert group(draw_on_ranks, 2, tmp_path) == [0, 0]
+    for rank in range(2):
+        assert "drawing trains on one rank only, but there are 2" in (tmp_path / f"error-{rank}").read_text()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_single_rank_has_nobody_to_divide_weights_with(capsys):
+    with pytest.raises(ConfigError, match="shard is 'fully', which divides weights among ranks, but there is 1"):
+        current(sharded=True)
+    assert main(["--profile", "smoke", "--data", "procedural_chairs", "--shard", "fully"]) == 1
+    assert "start several or leave it out" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_divide_the_step_are_refused(monkeypatch, capsys):
     with pytest.raises(ConfigError, match="3 ranks cannot share 4 microbatches a step equally; set microbatches to a"):
         Ranks(0, 3).share(4)
     with pytest.raises(ConfigError, match="2 ranks cannot share 1 microbatches"):
         Reconstruction(tiny_experiment(), balls(tiny_experiment()), CPU, Ranks(0, 2))
+    command = ["--profile=smoke", "--data=procedural_chairs"]  # before data are prepared or processes started
+    assert main([*command, "--ranks=2"]) == 1
+    assert "2 ranks cannot share 1 microbatches a step" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main([*command, "--microbatches=4"]) == 1
+    assert "3 ranks cannot share 4 microbatches a step" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="objects_per_step 4 does not divide into 3 microbatches"):
         shared_experiment(microbatches=3)
     with pytest.raises(ConfigError, match="sparse_embedding trains on 2 ranks only where the library is partitioned"):
@@ -178,6 +281,11 @@ def test_the_plan_says_memory_exchange_and_files(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="3 ranks cannot share 8"):
         plan(config, 3)
     assert "exchanges nothing" in plan(experiment("smoke", "procedural_chairs"))
+    copied, divided = (costs.training_memory(config, "diffusion", 8, sharded=s)["network"] for s in (False, True))
+    assert copied == pytest.approx(8 * divided, rel=1e-4) and plan(config, 8, sharded=True) != text
+    config = config.replace(reconstruction=dict(partitioned=False))
+    copied, divided = (costs.training_memory(config, "autodecoder", 8, sharded=s)["library"] for s in (False, True))
+    assert copied == pytest.approx(8 * divided, rel=1e-4)
 
 
 def test_settings_come_back_from_json():
@@ -209,7 +317,7 @@ def test_a_notebook_trains_on_two_ranks_pauses_and_resumes(tmp_path, monkeypatch
     data = prepared(PARTITIONED)
     with pytest.raises(runs.Paused, match="autodecoder paused at 8 of 24 seen"):
         autodecoder_run(PARTITIONED, data, "cpu", max_seconds=0.0, ranks=2)
-    run = autodecoder_run(PARTITIONED, data, "cpu", ranks=2)
+    run = autodecoder_run(PARTITIONED, data, "cpu", ranks=2, shard=True)
     assert [session["ranks"] for session in run.record["sessions"]] == [2, 2]
     assert "autodecoder:" in capfd.readouterr().err, "progress shows where the training was asked for"
     assert run.settings["reconstruction"]["partitioned"] is True

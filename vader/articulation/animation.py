@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from ..autodecoder.losses import image_losses, perceptual_loss
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..config import Experiment, InversionConfig, nearest
-from ..inversion import Inversion, InversionError, fit_views
+from ..checks import nearest
+from ..config import Experiment
+from ..inversion import Inversion, InversionConfig, InversionError, fit_views
 from ..rendering.cameras import Cameras
 from ..runs import Run
 from .articulated import PoseModel, load_pose_model

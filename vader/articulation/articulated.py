@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..autodecoder.losses import image_losses, perceptual_loss
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import Video
 from ..runs import Run
 from ..storage import load_weights, save_weights

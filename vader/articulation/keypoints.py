@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ArticulationConfig
+from .config import ArticulationConfig
 
 
 class DownBlock(nn.Sequential):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import WORD_BITS, AutodecoderConfig, require
+from ..checks import require
+from ..config import WORD_BITS, AutodecoderConfig
 from ..distributed import stream_seed
 
 WORD = 2**WORD_BITS  # the multiplication method works modulo this

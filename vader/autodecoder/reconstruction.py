@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
 from ..distributed import ALONE, Ranks, stream_seed
 from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays
 from ..runs import Run
+from ..sharding import whole
 from ..storage import load_weights, save_weights
 from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
@@ -248,7 +250,7 @@ class Reconstruction:
     def save(self, work: Path) -> None:
         precision = getattr(torch, self.config.weights_precision)
         metadata = {"autodecoder": self.config.autodecoder, "objects": list(self.keys)}
-        weights = self.model.state_dict()
+        weights = whole(self.model.state_dict())
         if self.rows is not None:
             table = self.ranks.assembled(self.rows.weight.detach(), self.rows.embedding.objects, len(self.keys))
             weights["embedding.table.weight"] = table

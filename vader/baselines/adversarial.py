@@ -1,4 +1,4 @@
-"""What the two adversarial baselines share: losses, the stream of real images, one task, one way to generate.
+"""How both adversarial baselines are trained: losses, the stream of real images, one task (`gan.py` runs it).
 
 Non-saturating logistic loss (Goodfellow et al. 2014) with R1 on real images (Mescheder et al. 2018):
 
@@ -11,31 +11,22 @@ Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the blac
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import runs
-from ..config import Experiment, nearest, require
-from ..data import SequenceSet, prepare
-from ..diffusion.edm import standard_normal
+from ..checks import require
+from ..config import Experiment
+from ..data import SequenceSet
 from ..diffusion.ema import EMA
-from ..diffusion.sampling import object_generators
-from ..profiles import experiment
 from ..rendering.cameras import Cameras
-from ..runs import Run, RunError
-from ..storage import load_weights, plain, save_weights
-from ..training import fit, select_device
-
-CHUNK = 2**16  # points of a density grid that are evaluated at once
+from ..storage import save_weights
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ class SceneGenerator(Protocol):
         """'image' (b, 3, h, w) in [-1, 1] from a camera for each scene, and what else a discriminator looks at."""
 
 
-class Adversarial:
+class Adversarial(ABC):
     """A task of `training.fit`. Both networks take a step at the same time, so that one rendering serves both.
 
     Subclasses `build` the networks, and say in `real`, `fake` and `judge` what the discriminator is shown.
@@ -172,21 +163,21 @@ class Adversarial:
         self.ema = EMA(self.generator, settings.ema_half_life)
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
+    @abstractmethod
     def build(self) -> tuple[nn.Module, nn.Module, list[dict[str, Any]]]:
         """Generator, discriminator, and the optimiser's groups with their rates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def real(self, clock: int) -> tuple[Tensor, Cameras]:
         """What the discriminator sees of real images, (b, c, r, r), and their cameras."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fake(self, clock: int) -> tuple[Tensor, Cameras, dict[str, Tensor]]:
         """The same of generated ones, with a graph, and the generator's own penalties by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, images: Tensor, cameras: Cameras, clock: int) -> tuple[Tensor, Tensor]:
         """Logits (b,) and the guess at the view direction (b, 3)."""
-        raise NotImplementedError
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings = self.settings
@@ -244,143 +235,3 @@ class Adversarial:
             {self.name: self.settings},
             getattr(torch, self.config.weights_precision),
         )
-
-
-Settings = TypeVar("Settings", bound=AdversarialConfig)
-
-
-def of_profile(label: str, profiles: Mapping[str, Settings], profile: str) -> Settings:
-    """A baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
-    known = list(profiles)
-    hint = nearest(profile, known)
-    require(profile in profiles, f"{label} has no profile {profile!r}{hint}; it has: {', '.join(known)}")
-    return profiles[profile]
-
-
-def run_settings(name: str, config: Experiment, settings: AdversarialConfig, data: SequenceSet) -> dict[str, Any]:
-    """What decides a run of a baseline."""
-    precision = config.weights_precision
-    return {"stage": name, "data": data.digest, name: settings, "weights_precision": precision, "seed": config.seed}
-
-
-def train(
-    task: type[Adversarial],
-    config: Experiment,
-    settings: AdversarialConfig,
-    data: SequenceSet,
-    device: str = "auto",
-    max_seconds: float | None = None,
-) -> Run:
-    """The run of a baseline on a data set: found in the run store, or trained now."""
-
-    def work_in(work: Path) -> None:
-        made = task(config, settings, data, select_device(device))
-        record = runs.Record(work, config.seed, made.device, pixels=data.pixel_record(), **made.facts())
-        fit(made, work, record, max_seconds)
-
-    return runs.get(f"{data.name}-{task.name}", run_settings(task.name, config, settings, data), work_in, data)
-
-
-def command(name: str, run: Callable[..., Run], arguments: list[str] | None = None) -> int:
-    """Train a baseline: `run(config, data, device, max_seconds)`. Exit status 0 when finished, 75 when paused."""
-    parser = argparse.ArgumentParser(prog=f"python -m vader.baselines.{name}", description=f"Train {name}.")
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", required=True, help="data set, e.g. furniture_chairs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
-    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
-    options = parser.parse_args(arguments)
-    config = experiment(options.profile, options.data).replace(seed=options.seed)
-    data = prepare(config.data, **({"source": options.source} if options.source else {}))
-    try:
-        done = run(config, data, options.device, options.max_seconds)
-    except runs.Paused as pause:
-        print(pause, file=sys.stderr)
-        return 75
-    print(f"{done.folder} ({done.record['seconds']:.0f} s on {done.record['device']})")
-    return 0
-
-
-# --------------------------------------------------------------------------------------------------- generation
-
-
-class GANSystem:
-    """Pictures and densities of generated objects; (seed, index) decides an object, whatever else is asked for.
-
-    A generator that is conditioned on the pose is given one camera for each object, drawn from the data's. What is not
-    finite somewhere is returned as NaN throughout, for the evaluation to count.
-    """
-
-    def __init__(self, name: str, generator: nn.Module, poses: Cameras, num_samples: int) -> None:
-        """generator: a `SceneGenerator` in evaluation mode, on the device to work on; poses: the data's cameras."""
-        self.name, self.generator, self.num_samples = name, generator, num_samples
-        self.device = next(generator.parameters()).device
-        self.poses = poses.to(self.device)
-
-    def scene(self, index: int, seed: int) -> Scene:
-        """The scene of one object, with a batch of 1."""
-        generators = object_generators(seed, [index])
-        z = standard_normal((1, self.generator.latent_dim), generators, "cpu").to(self.device)
-        pose = int(torch.randint(len(self.poses), (), generator=generators[0]))
-        return self.generator.scene(z, self.poses[pose])
-
-    @torch.no_grad()
-    def pictures(self, indices: Sequence[int], cameras: Sequence[Cameras], seed: int) -> Tensor:
-        """Pictures (n, v, h, w, 3) in [0, 1] of the objects numbered `indices`, each from v cameras of its own."""
-        require(
-            len(cameras) == len(indices), f"{len(cameras)} sets of cameras, expected one for each of {len(indices)}"
-        )
-        pictures = []
-        for index, views in zip(indices, cameras, strict=True):
-            scene = tuple(part.expand(len(views), *part.shape[1:]) for part in self.scene(index, seed))
-            image = self.generator.render(scene, views.to(self.device), self.num_samples, None)["image"]
-            pictures.append(whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
-        return torch.stack(pictures)
-
-    @torch.no_grad()
-    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
-        """sigma per unit length (n, S, S, S) = (n, z, y, x) at the points of a grid over [-1, 1]^3, faces included."""
-        require(resolution >= 2, f"resolution is {resolution}, expected at least 2")
-        axis = torch.linspace(-1, 1, resolution, device=self.device)
-        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-        points = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
-        grids = []
-        for index in indices:
-            scene = self.scene(index, seed)
-            values = torch.cat([self.generator.density(scene, chunk) for chunk in points.split(CHUNK, dim=1)], dim=1)
-            grids.append(whole_or_nan(values).view(resolution, resolution, resolution).cpu())
-        return torch.stack(grids)
-
-
-def whole_or_nan(values: Tensor) -> Tensor:
-    """`values`, or NaN of its shape where one of them is NaN or infinite."""
-    return values if values.isfinite().all() else torch.full_like(values, float("nan"))
-
-
-def load_system(
-    name: str,
-    run: Run,
-    generator: nn.Module,
-    settings: AdversarialConfig,
-    data: SequenceSet,
-    device: torch.device | str,
-) -> GANSystem:
-    """A trained generator, ready to generate.
-
-    Raises RunError where `run` is of another baseline, data set or configuration.
-    """
-    expected = {"stage": name, "data": data.digest, name: plain(settings)}
-    for field, value in expected.items():
-        found = run.settings.get(field)
-        if found != value:
-            raise RunError(f"{run.folder}: {field} is {_short(found)}, expected {_short(value)} ({data.name})")
-    load_weights(run.weights("generator"), generator)
-    poses = RealViews(data, torch.device("cpu")).cameras
-    generator = generator.to(device).eval().requires_grad_(False)
-    return GANSystem(name, generator, poses, 2 * settings.num_samples)  # bin centres of finer bins than in training
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

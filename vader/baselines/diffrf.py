@@ -23,7 +23,6 @@ black on black leaves the shape of dark parts open. As a command, both stages:
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import runs
-from ..config import require
+from ..checks import require
 from ..costs import denoiser_stages
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import per_object, standard_normal
@@ -45,7 +44,8 @@ from ..diffusion.unet3d import UNet3D
 from ..profiles import experiment
 from ..runs import Paused, Run, RunError
 from ..storage import load_weights, plain, save_weights
-from ..training import fit, select_device
+from ..training import PAUSED, fit, select_device
+from ..training.command import run_options
 from .diffrf_config import DiffRFConfig, FieldDiffusionConfig, diffrf
 from .radiance_fields import (
     CHANNELS,
@@ -292,15 +292,8 @@ def plan(config: DiffRFConfig, objects: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused."""
-    parser = argparse.ArgumentParser(prog="python -m vader.baselines.diffrf", description=main.__doc__)
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", required=True, help="data set, e.g. furniture_chairs")
+    parser = run_options("vader.baselines.diffrf", main.__doc__)
     parser.add_argument("--stage", choices=("fields", "all"), default="all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-seconds", type=float, help="stop a stage after this long, to be resumed")
-    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     options = parser.parse_args(arguments)
     described, config = experiment(options.profile, options.data).data, diffrf(options.profile, options.seed)
     if options.dry_run:
@@ -315,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
             run = diffrf_run(config, data, *limits)
     except Paused as pause:
         print(pause, file=sys.stderr)
-        return 75
+        return PAUSED
     print(f"{run.folder} ({run.record['seconds']:.0f} s on {run.record['device']})")
     return 0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..config import ConfigError, Experiment, UNetConfig, nearest, require
+from ..checks import ConfigError, nearest, require
+from ..config import Experiment, UNetConfig
 from .radiance_fields import FieldsConfig
 
 

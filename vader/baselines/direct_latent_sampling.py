@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..config import ConfigError
+from ..checks import ConfigError
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
 

@@ -33,22 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Experiment, require
-from ..data import SequenceSet
+from ..checks import require
 from ..rendering.cameras import Cameras
 from ..rendering.volume import render_field
-from ..runs import Run
-from .adversarial import (
-    Adversarial,
-    AdversarialConfig,
-    GANSystem,
-    Scene,
-    command,
-    load_system,
-    of_profile,
-    resized,
-    train,
-)
+from .adversarial import Adversarial, AdversarialConfig, Scene, resized
+from .gan import Baseline
 from .stylegan2 import Conv, Linear, ResidualBlock, SynthesisBlock, activate, enlarge, minibatch_deviation, normalize
 
 NAME = "eg3d"
@@ -124,11 +113,6 @@ PROFILES = {
     ),
     "paper": EG3DConfig(),
 }  # fmt: skip
-
-
-def settings_of(profile: str) -> EG3DConfig:
-    """The baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
-    return of_profile("EG3D", PROFILES, profile)
 
 
 # --------------------------------------------------------------------------------------------------- generator
@@ -319,28 +303,7 @@ class EG3DTraining(Adversarial):
         return self.discriminator(images, pose_label(cameras)), torch.zeros(len(images), 3, device=images.device)
 
 
-def run(
-    config: Experiment,
-    data: SequenceSet,
-    device: str = "auto",
-    max_seconds: float | None = None,
-    settings: EG3DConfig | None = None,
-) -> Run:
-    """The run of this baseline on a data set: found, or trained. settings: by default those of the profile."""
-    return train(EG3DTraining, config, settings or settings_of(config.profile), data, device, max_seconds)
-
-
-def load(
-    run: Run,
-    config: Experiment,
-    data: SequenceSet,
-    device: torch.device | str = "cpu",
-    settings: EG3DConfig | None = None,
-) -> GANSystem:
-    """A trained EG3D, ready to generate. Raises RunError where the run is of another data set or configuration."""
-    settings = settings or settings_of(config.profile)
-    return load_system(NAME, run, TriPlaneGenerator(settings), settings, data, device)
-
+EG3D = Baseline(NAME, "EG3D", PROFILES, EG3DTraining, TriPlaneGenerator)
 
 if __name__ == "__main__":
-    sys.exit(command(NAME, run))
+    sys.exit(EG3D.main())

@@ -32,22 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Experiment, require
-from ..data import SequenceSet
+from ..checks import require
 from ..rendering.cameras import Cameras
 from ..rendering.volume import render_field
-from ..runs import Run
-from .adversarial import (
-    Adversarial,
-    AdversarialConfig,
-    GANSystem,
-    Scene,
-    command,
-    load_system,
-    of_profile,
-    resized,
-    train,
-)
+from .adversarial import Adversarial, AdversarialConfig, Scene, resized
+from .gan import Baseline
 
 NAME = "pi_gan"
 
@@ -123,11 +112,6 @@ PROFILES = {
     ),
     "paper": PiGANConfig(),
 }  # fmt: skip
-
-
-def settings_of(profile: str) -> PiGANConfig:
-    """The baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
-    return of_profile("pi-GAN", PROFILES, profile)
 
 
 # --------------------------------------------------------------------------------------------------- generator
@@ -326,28 +310,7 @@ class PiGANTraining(Adversarial):
         return self.discriminator(images, self.settings.stage(clock)[1])
 
 
-def run(
-    config: Experiment,
-    data: SequenceSet,
-    device: str = "auto",
-    max_seconds: float | None = None,
-    settings: PiGANConfig | None = None,
-) -> Run:
-    """The run of this baseline on a data set: found, or trained. settings: by default those of the profile."""
-    return train(PiGANTraining, config, settings or settings_of(config.profile), data, device, max_seconds)
-
-
-def load(
-    run: Run,
-    config: Experiment,
-    data: SequenceSet,
-    device: torch.device | str = "cpu",
-    settings: PiGANConfig | None = None,
-) -> GANSystem:
-    """A trained pi-GAN, ready to generate. Raises RunError where the run is of another data set or configuration."""
-    settings = settings or settings_of(config.profile)
-    return load_system(NAME, run, SirenGenerator(settings), settings, data, device)
-
+PI_GAN = Baseline(NAME, "pi-GAN", PROFILES, PiGANTraining, SirenGenerator)
 
 if __name__ == "__main__":
-    sys.exit(command(NAME, run))
+    sys.exit(PI_GAN.main())

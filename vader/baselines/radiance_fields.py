@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import runs
-from ..config import require
+from ..checks import require
 from ..data import SequenceSet
 from ..rendering.fused import fused_backend
 from ..rendering.volume import render_rays

@@ -7,8 +7,10 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from ..config import ConfigError, DataConfig, nearest, require
-from .sequence import DataError, Sequence, SequenceSet, load_set
+from ..checks import ConfigError, nearest, require
+from ..config import DataConfig
+from .prepared import DataError, SequenceSet
+from .sequence import Sequence, load_set
 from .shards import ShardedSet, load_shards
 from .video import Truth, Video, load_videos, truth_of
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import ConfigError
+from ..checks import ConfigError
 from ..profiles import experiment
 from . import READERS, prepare
-from .sequence import DataError, SequenceSet
+from .prepared import DataError, SequenceSet
 from .shards import ShardedSet
 from .video import Video
 
@@ -34,12 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-    parser.add_argument("--shards", type=int, metavar="N", help="write tars of N objects, for sets larger than memory")
+    parser.add_argument(
+        "--objects-per-shard", type=int, metavar="N", help="write tars of N objects, for sets larger than memory"
+    )
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
     given = parser.parse_args(arguments)
-    options = {k: v for k in ("source", "workers") if (v := getattr(given, k)) is not None}
-    if given.shards is not None:
-        options["objects_per_shard"] = given.shards
+    names = ("source", "workers", "objects_per_shard")
+    options = {name: value for name in names if (value := getattr(given, name)) is not None}
     try:
         data = prepare(experiment(given.profile, given.name).data, **options)
         if isinstance(data, ShardedSet):

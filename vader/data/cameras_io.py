@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..rendering.cameras import Cameras
-from .sequence import DataError
+from .prepared import DataError
 
 if TYPE_CHECKING:
     from pytorch3d.renderer import PerspectiveCameras

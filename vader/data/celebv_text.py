@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..config import ConfigError, DataConfig
+from ..checks import ConfigError
+from ..config import DataConfig
 from .preparation import prepare_set, run_each
 from .prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from .video import VIDEOS, Video, check_video_settings, load_videos, train_share

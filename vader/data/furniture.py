@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import ConfigError, DataConfig, nearest
+from ..checks import ConfigError, nearest
+from ..config import DataConfig
 from .furniture_catalogue import Catalogue, CatalogueNotFound, Model, open_catalogue, read_catalogues
 from .mesh_render import (
     CREASE_ANGLE,
@@ -40,7 +41,8 @@ from .mesh_render import (
     to_canonical,
 )
 from .preparation import prepare_set
-from .sequence import DataError, Sequence, SequenceSet, data_digest, data_root, load_set, object_cameras
+from .prepared import DataError, SequenceSet, data_digest, data_root
+from .sequence import Sequence, load_set, object_cameras
 from .shards import ShardedSet
 from .wavefront import DEFAULT_COLOUR, MAX_TEXTURE, read_obj
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .sequence import DataError, data_root
+from .prepared import DataError, data_root
 from .wavefront import UNREADABLE
 
 INSTALLED = Path("/usr/share/sweethome3d/furniture")

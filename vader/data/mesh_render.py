@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..rendering.cameras import CameraError, Cameras
-from .sequence import DataError
+from .prepared import DataError
 from .wavefront import Part
 
 if TYPE_CHECKING:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from ..config import ConfigError, DataConfig, nearest
+from ..checks import ConfigError, nearest
+from ..config import DataConfig
 from .factors import CONTINUOUS, DISCRETE, FINISHES, describe, draw
 from .preparation import prepare_set
+from .prepared import DataError, SequenceSet
 from .raycast import LIGHT_RIG, SPHERE_RADIUS, mesh, render
-from .sequence import DataError, Sequence, SequenceSet, object_cameras
+from .sequence import Sequence, object_cameras
 from .shapes import build
 from .shards import ShardedSet
 

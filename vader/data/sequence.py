@@ -31,8 +31,6 @@ from .prepared import (
     Kind,
     SequenceSet,
     check_identity,
-    data_digest,
-    data_root,
     facts,
     load_prepared,
     mean_levels,
@@ -43,19 +41,6 @@ from .prepared import (
     write_json,
     write_pictures,
 )
-
-__all__ = [
-    "SEQUENCES",
-    "DataError",
-    "Sequence",
-    "SequenceSet",
-    "data_digest",
-    "data_root",
-    "load_sequence",
-    "load_set",
-    "object_cameras",
-    "save_sequence",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..rendering.cameras import Cameras
+from ..storage import read_json, write_json
 from .prepared import SPLITS, DataError, SequenceSet, data_digest
 from .sequence import Sequence
 
@@ -105,6 +106,15 @@ class ShardedSet:
             caption=facts["caption"],
             attributes=facts["attributes"],
         ).validate(self.shard(row))
+
+    def captions(self) -> list[str | None]:
+        """Of all objects, in their order: read from the shards once, then from `captions.json` beside them."""
+        file = self.folder / "captions.json"
+        if file.is_file() and (kept := read_json(file))["checksum"] == self.checksum:
+            return kept["captions"]
+        captions = [self.facts(row, self.read(row))["caption"] for row in range(len(self))]
+        write_json(file, {"checksum": self.checksum, "captions": captions})
+        return captions
 
     def read(self, row: int) -> dict[str, bytes]:
         """The files of an object by their ending, 'json' and '000.png' to that of the last view.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..rendering.cameras import Cameras
-from .sequence import DataError, SequenceSet
+from .prepared import DataError, SequenceSet
 from .shards import ShardedSet
 
 

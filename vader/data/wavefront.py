@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from .sequence import DataError
+from .prepared import DataError
 
 DEFAULT_COLOUR = (0.7, 0.7, 0.7)  # of faces whose material is defined nowhere
 MAX_TEXTURE = 512  # texels per side: the pictures are far smaller

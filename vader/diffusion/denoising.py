@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..distributed import ALONE, Ranks
 from ..runs import Run
+from ..sharding import shard, whole
 from ..storage import load_weights, plain, read_weights, save_weights
 from . import latents
 from .edm import Denoiser, corrupted_loss, corruption, drop_condition
@@ -77,6 +79,8 @@ class Denoising:
         self.denoiser = build_denoiser(config).to(device).to(memory_format=torch.channels_last_3d).train()
         self.ema = EMA(self.denoiser, settings.ema_half_life, settings.ema_rampup)
         self.parallel = ranks.wrap(self.denoiser)
+        if ranks.sharded:
+            shard(self.ema.module)
         self.optimizer = torch.optim.Adam(
             self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
         )
@@ -141,14 +145,13 @@ class Denoising:
         }
 
     def save(self, work: Path) -> None:
+        average = whole(self.ema.module.state_dict())
         if not self.ranks.first:
             return
         metadata = {"unet": self.config.unet, "latent_shape": self.config.autodecoder.latent_shape}
         if self.config.conditional:
             metadata["text"] = self.config.text
-        save_weights(
-            work / "denoiser.safetensors", self.ema.module, metadata, getattr(torch, self.config.weights_precision)
-        )
+        save_weights(work / "denoiser.safetensors", average, metadata, getattr(torch, self.config.weights_precision))
         save_weights(work / "statistics.safetensors", self.statistics.to_tensors(), metadata)
 
 

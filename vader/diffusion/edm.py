@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError, SamplerConfig, require
+from ..checks import ConfigError, require
+from ..config import SamplerConfig
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, sigma, context -> estimate of x0
 Generators = torch.Generator | Sequence[torch.Generator]  # one for the batch, or one for each object in it
@@ -28,8 +29,8 @@ def per_object(values: Tensor, like: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a network F (Eq. 7 and Tab. 1 of EDM).
 
-    The network may have any precision; x keeps its own. Its output has to be a tensor of its own: without gradients
-    that memory is used on.
+    The network may have any precision; x keeps its own. Without gradients the memory of the network's input is used
+    for the estimate, so its output has to lie elsewhere.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5) -> None:
@@ -52,7 +53,7 @@ class Denoiser(nn.Module):
         c_skip, c_out = per_object(c_skip, x), per_object(c_out, x)
         if torch.is_grad_enabled():
             return c_skip * x + c_out * output
-        return torch.mul(c_skip, x, out=scaled).add_(output.mul_(c_out))  # the same, in memory that is at hand
+        return torch.mul(c_skip, x, out=scaled).addcmul_(c_out, output)  # the same, in memory that is at hand
 
 
 def standard_normal(shape: tuple[int, ...], generators: Generators, device: torch.device | str) -> Tensor:
@@ -160,9 +161,9 @@ def sample(
     if config.s_churn > 0 and generators is None:
         raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
 
-    def slope(x: Tensor, sigma: float, out: Tensor) -> Tensor:  # dx / dsigma
+    def residual(x: Tensor, sigma: float, out: Tensor) -> Tensor:  # sigma dx / dsigma
         levels = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-        return torch.sub(x, denoise(x, levels, context), out=out).mul_(1 / sigma)
+        return torch.sub(x, denoise(x, levels, context), out=out)
 
     sigmas = sigma_schedule(config)
     x = sigmas[0] * noise
@@ -175,10 +176,11 @@ def sample(
             added = config.s_noise * math.sqrt(raised**2 - sigma**2)
             fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
             x, sigma = x.add_(fresh, alpha=added), raised
-        slope(x, sigma, out=first)
+        residual(x, sigma, out=first)
+        step = following - sigma
         if following > 0:
-            slope(torch.add(x, first, alpha=following - sigma, out=euler), following, out=second)
-            x.add_(first.add_(second), alpha=(following - sigma) / 2)
+            residual(torch.add(x, first, alpha=step / sigma, out=euler), following, out=second)
+            x.add_(first, alpha=step / (2 * sigma)).add_(second, alpha=step / (2 * following))
         else:
-            x.add_(first, alpha=following - sigma)
+            x.add_(first, alpha=step / sigma)
     return x

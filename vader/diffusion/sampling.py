@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import SamplerConfig, require
+from ..checks import require
+from ..config import SamplerConfig
+from ..storage import write_json
 from .edm import Denoise, Denoiser, sample, standard_normal
 
 MAX_BATCH = 256  # beyond it a GPU gains nothing, and an interruption costs more
@@ -183,15 +185,8 @@ def sample_to_disk(
                 sample_objects(denoise, config, indices, shape, seed, rows, device).float().cpu().numpy()
             )
             array.flush()
-            _write(record, {"settings": settings, "done": indices.stop})
+            write_json(record, {"settings": settings, "done": indices.stop})
             bar.update(len(indices))
     del array
     os.replace(partial, path)
     return np.load(path, mmap_mode="r")
-
-
-def _write(path: Path, content: dict) -> None:
-    """JSON that is either the old or the new one, whenever the process ends."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)

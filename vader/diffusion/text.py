@@ -13,16 +13,20 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import PACKAGED_ENCODER, TextConfig, require
-from ..data.sequence import DataError, SequenceSet
+from ..checks import require
+from ..config import PACKAGED_ENCODER, TextConfig
+from ..data.prepared import DataError, SequenceSet
+from ..data.shards import Keys, ShardedSet
 from ..storage import canonical, read_weights, save_weights
 from ..weights import WeightsError, resolve
 
@@ -38,49 +42,59 @@ class TextEmbeddings:
     digest: str
     config: TextConfig
 
-    def rows(self, data: SequenceSet, split: str, context_dim: int) -> Tensor:
+    def rows(self, data: SequenceSet | ShardedSet, split: str, context_dim: int) -> Tensor:
         """Contexts of the objects of a split, (n, tokens, k). Raises ConfigError unless k is `context_dim`."""
         check_width(self.contexts, context_dim, self.config)
-        chosen = [index for index, sequence in enumerate(data) if sequence.split == split]
+        chosen = [index for index, (_, which, _) in enumerate(_described(data)) if which == split]
         return self.contexts[chosen]
 
 
-def captions_of(data: SequenceSet) -> list[str]:
-    """The captions of all objects. Raises DataError naming the first object that has none."""
-    for sequence in data:
-        if not (sequence.caption or "").strip():
+def captions_of(data: SequenceSet | ShardedSet) -> dict[str, str]:
+    """The captions of all objects by their keys, in the set's order. Raises DataError naming the first without one."""
+    captions = {key: caption for key, _, caption in _described(data)}
+    for key, caption in captions.items():
+        if not (caption or "").strip():
             where = f"{data.folder}: " if data.folder else ""
             raise DataError(
-                f"{where}data set {data.name}, object {sequence.key!r}: caption is {sequence.caption!r}, "
+                f"{where}data set {data.name}, object {key!r}: caption is {caption!r}, "
                 "expected a text, since the model is conditional"
             )
-    return [sequence.caption for sequence in data]
+    return captions
 
 
-def text_digest(data: SequenceSet, config: TextConfig) -> str:
+def _described(data: SequenceSet | ShardedSet) -> list[tuple[str, str, str | None]]:
+    """Key, split and caption of each object."""
+    if not isinstance(data, ShardedSet):
+        return [(s.key, s.split, s.caption) for s in data]
+    keys, splits = Keys(data.table["key"]), np.full(len(data), "test", object)
+    splits[data.train] = "train"
+    return list(zip(keys, splits, data.captions(), strict=True))
+
+
+def text_digest(data: SequenceSet | ShardedSet, config: TextConfig) -> str:
     """SHA-256 (hex) of what decides the embeddings: objects and their captions, encoder, token length."""
-    captions = {sequence.key: caption for sequence, caption in zip(data, captions_of(data), strict=True)}
-    return hashlib.sha256(canonical({"captions": captions, **_identity(config)}, "text").encode()).hexdigest()
+    content = canonical({"captions": captions_of(data), **_identity(config)}, "text")
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def embeddings_file(data: SequenceSet, config: TextConfig) -> Path:
+def embeddings_file(data: SequenceSet | ShardedSet, config: TextConfig) -> Path:
     """Where the embeddings of a prepared set are kept."""
     return data.folder / f"text-{config.encoder.rsplit('/', 1)[-1]}-{text_digest(data, config)[:12]}.safetensors"
 
 
-def text_embeddings(data: SequenceSet, config: TextConfig) -> TextEmbeddings:
+def text_embeddings(data: SequenceSet | ShardedSet, config: TextConfig) -> TextEmbeddings:
     """The embeddings of a set's captions: read if they are stored, encoded first (and stored, in a set that lies in a
     folder) if not. Raises DataError for a missing caption, WeightsError where the encoder cannot be had."""
     digest = text_digest(data, config)
     if data.folder is not None and (file := embeddings_file(data, config)).exists():
         return load_embeddings(file, data, config)
-    contexts = encode(captions_of(data), config).half()
+    contexts = encode(list(captions_of(data).values()), config).half()
     if data.folder is not None:
         save_weights(file, {"contexts": contexts}, {"digest": digest, **_identity(config)})
     return TextEmbeddings(contexts, digest, config)
 
 
-def load_embeddings(file: Path, data: SequenceSet, config: TextConfig) -> TextEmbeddings:
+def load_embeddings(file: Path, data: SequenceSet | ShardedSet, config: TextConfig) -> TextEmbeddings:
     """Stored embeddings. Raises DataError naming the file where they are of another encoder, token length or other
     captions, and RunError where it cannot be read."""
     tensors, found = read_weights(file)
@@ -150,7 +164,10 @@ def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:
     $VADER_WEIGHTS/<last part of its name> or from the hub. Raises WeightsError saying what there is instead.
     """
     try:
-        import transformers
+        with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm, which it imports, complains
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import transformers
+            from transformers import AutoModelForTextEncoding, AutoTokenizer, BertModel
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
@@ -158,15 +175,15 @@ def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     if config.encoder == PACKAGED_ENCODER:
-        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, transformers.BertModel
+        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, BertModel
     else:
         place, local = _t5_place(config.encoder)
-        model_class = transformers.AutoModelForTextEncoding
+        model_class = AutoModelForTextEncoding
     try:
         settings = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
         if config.encoder != PACKAGED_ENCODER and settings.model_type not in T5_FAMILY:
             raise WeightsError(f"{config.encoder}: is a {settings.model_type}, expected one of {T5_FAMILY}")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
         model = model_class.from_pretrained(place, local_files_only=local, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise WeightsError(_unavailable(config.encoder, place, local, error)) from error

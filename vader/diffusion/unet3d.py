@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError, UNetConfig, require
+from ..checks import ConfigError, require
+from ..config import UNetConfig
 
 
 def zero_init(module: nn.Module) -> nn.Module:

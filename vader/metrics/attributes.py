@@ -1,9 +1,10 @@
 """Attributes of chairs, read off volumes by rule and compared with what captions say.
 
 No network judges another one here: a chair's seat is its widest slice, what is below it are the legs, what is above
-it the back and the armrests, and each attribute follows from a few measurements in voxels. The rules are made for the
-procedural chairs at 32^3 voxels and above; at that size a tapered leg cannot be told from a straight one or a slat
-from a spindle, so these are one value each, and colours that differ in lightness only are one family.
+it the back and the armrests, and each attribute follows from a few measurements. They are of what light meets,
+silhouettes and visible colours, because learned volumes are hollow, blurred, and of any colour inside. The rules are
+made for the procedural chairs at 32^3 voxels and above; at that size a tapered leg cannot be told from a straight one
+or a slat from a spindle, so these are one value each, and colours that differ in lightness only are one family.
 
 Volumes are (4, S, S, S) = density, r, g, b over the cube, axes (z, y, x), y up, front towards +z.
 """
@@ -39,7 +40,9 @@ BACKS = {
     "solid back": "solid", "rounded back": "rounded", "oval back": "oval", "cross back": "cross",
     "ladder back": "rungs", "slats": "bars", "spindles": "bars",
 }  # fmt: skip
-OPEN = 0.9  # a back is open where it stops less light than this share of what its bars stop
+CLOSED = 0.81  # a back is closed where three quarters of it stop more than this share of the light
+RUNGS = 0.8  # how much of the variation from column to column that from row to row is at least, where there are rungs
+GREY = 0.14  # saturation below which a colour is grey: 0.12 by name, and a little for a cast
 ATTRIBUTES = ("colour", "legs", "back", "armrests")
 
 
@@ -79,14 +82,18 @@ def read(volume: Tensor) -> Attributes:
     seat_low, seat_high = _seat(solid, floor, top)
     seat = np.argwhere(solid[:, seat_low : seat_high + 1].any(1))  # (z, x)
     middle = (seat.min(0) + seat.max(0)) / 2
-    above = solid.copy()
-    above[:, : seat_high + 2] = False
+    above = slice(seat_high + 2, top + 1)
     return {
-        "colour": _colour(values[1:4], solid, above, seat_low),
-        "legs": _legs(solid, floor, seat_low, middle),
-        "back": _back(stopped, above, seat_high, top),
-        "armrests": _armrests(above, middle),
+        "colour": _colour(values[1:4, :, above], stopped[:, above]),
+        "legs": _legs(stopped, floor, seat_low, middle),
+        "back": _back(_silhouette(stopped[:, above])),
+        "armrests": _armrests(stopped[:, above] > 0.3, middle),
     }
+
+
+def _silhouette(stopped: np.ndarray, axis: int = 0) -> np.ndarray:
+    """How much of the light that falls along an axis is stopped, by however little in each voxel."""
+    return 1 - (1 - stopped).prod(axis)
 
 
 def _seat(solid: np.ndarray, floor: int, top: int) -> tuple[int, int]:
@@ -103,72 +110,63 @@ def _seat(solid: np.ndarray, floor: int, top: int) -> tuple[int, int]:
     return first, last
 
 
-def _legs(solid: np.ndarray, floor: int, seat_low: int, middle: np.ndarray) -> str | None:
-    if seat_low - floor < 4:
+def _legs(stopped: np.ndarray, floor: int, seat_low: int, middle: np.ndarray) -> str | None:
+    """From what stands away from the middle, in front and behind, what lies on the floor, and where the feet are."""
+    height = seat_low - floor
+    if height < 4:
         return None
-    n = solid.shape[0]
+    n = stopped.shape[0]
     size = n / 32  # the rules' distances are in voxels of a volume of 32^3
-    below = solid[:, floor:seat_low]  # (z, rows, x)
-    z, row, x = np.nonzero(below)
-    height = below.shape[1]
-    dz, dx = z - middle[0], x - middle[1]
-    standing = (row >= 0.25 * height) & (row < 0.85 * height)
+    dz, dx = (np.arange(n) - centre for centre in middle)
+    away = np.hypot(dz[:, None], dx) >= 3.2 * size
+    standing = stopped[:, floor + round(0.25 * height) : floor + int(0.85 * height)].transpose(1, 0, 2)
 
-    def over_rows(of: np.ndarray) -> float:
-        """Median over the rows in the legs' middle of the share of a row's voxels that `of` holds for."""
-        shares = [of[row == r].mean() for r in np.unique(row[standing])]
-        return float(np.median(shares)) if shares else 0.0
+    def stands(where: np.ndarray) -> bool:
+        """Whether the median row has half a leg's section and more there: a stretcher fills one row only."""
+        return float(np.median((standing * where).sum((1, 2)))) > 1.3 * size**2
 
-    if over_rows(np.hypot(dz, dx) < 3.2 * size) > 0.5:
+    # a learned column may be hollow or missing under its seat, so a pedestal is known by its lack of legs
+    if not stands(away & (dz > 0)[:, None]):
         return "pedestal"
-    if over_rows(dz < -1.5 * size) < 0.15:
+    if not stands(away & (dz < -1.5 * size)[:, None]):
         return "cantilever"
-    lowest = below[:, : max(2, round(2 * size))].any(1)  # (z, x)
-    inner = abs(np.arange(n) - middle[0]) < 2.5 * size
-    if lowest[inner].any(1).mean() > 0.6:  # a runner from the front to the back
+    runner = _silhouette(stopped[:, floor : floor + max(1, round(size))].max(1), 1)  # of the lowest row, from the side
+    if (runner[abs(dz) < 2.5 * size] > 0.3).mean() > 0.6:  # from the front to the back
         return "sled"
+    corners = (abs(dz)[:, None] > 2 * size) & (abs(dx) > 2 * size)  # without what joins the legs
 
     def spread(rows: slice) -> float:
-        points = np.argwhere(below[:, rows].any(1))
-        return float((points.max(0) - points.min(0)).sum()) if len(points) else 0.0
+        """Mean distance from the middle, |dx| + |dz|, of what stands in the corners."""
+        plan = stopped[:, rows].sum(1) * corners
+        return float((plan * (abs(dz)[:, None] + abs(dx))).sum() / max(plan.sum(), 1e-6))
 
-    feet, tops = spread(slice(0, 2)), spread(slice(height - 2, height))
-    return "splayed" if feet - tops > 1.5 * size else "upright"
+    two = max(2, round(2 * size))
+    feet, tops = spread(slice(floor, floor + two)), spread(slice(seat_low - 1 - two, seat_low - 1))
+    return "splayed" if feet - tops > 0.65 * size else "upright"
 
 
-def _back(stopped: np.ndarray, above: np.ndarray, seat_high: int, top: int) -> str | None:
-    """From the back's silhouette: how wide it is at its ends, and whether its openings lie in rows or columns."""
-    size = stopped.shape[0] / 32
-    rows = [y for y in range(seat_high + 2, top + 1) if above[:, y].any()]
-    if len(rows) < 4:
-        return None
-    picture = []
-    for y in rows:
-        rear = max(1, np.flatnonzero(above[:, y].any(1))[0])
-        picture.append(1 - (1 - stopped[rear - 1 : rear + max(2, round(2 * size)), y]).prod(0))
-    silhouette = np.stack(picture)  # (rows, x), from the seat upwards
+def _back(silhouette: np.ndarray) -> str | None:
+    """From the silhouette (rows, x) above the seat: how wide a closed back is at its ends, how an open one varies."""
+    count = len(silhouette)
     wide = silhouette > 0.5
-    width = wide.sum(1)
-    columns = np.flatnonzero(wide.mean(0) > 0.3)  # more than an armrest's end
-    if not len(columns):
+    columns = np.flatnonzero(wide.mean(0) > 0.4) if count >= 4 else ()  # more than an armrest's end
+    if len(columns) < 3:
         return None
     left, right = columns[0], columns[-1]
-    core = silhouette[round(0.3 * len(rows)) : max(round(0.72 * len(rows)), round(0.3 * len(rows)) + 2)]
-    edge = max(1, round(2 * size))
-    core = core[:, left + edge : right + 1 - edge]
-    if core.shape[1] < 2:
-        return None
-    if (core < OPEN * np.quantile(core, 0.9)).mean() < 0.1:
+    post = 2 if right - left > 4 else 1
+    core = silhouette[round(0.25 * count) : round(0.8 * count), left + post : right + 1 - post]
+    if np.quantile(core, 0.25) > CLOSED:
+        width = wide[:, left : right + 1].sum(1)
         widest = np.quantile(width, 0.8)
-        if width[-max(1, round(0.1 * len(rows)))] > 0.85 * widest:
+        if width[-max(1, round(0.1 * count))] > 0.65 * widest:
             return "solid"
-        return "oval" if width[: max(2, len(rows) // 4)].mean() < 0.8 * widest else "rounded"
-    across, along = core.mean(1), core.mean(0)  # of each row, of each column
-    total = core.var()
-    by_rows, by_columns = across.var() / total, along.var() / total
-    if max(by_rows, by_columns) < 0.35:
+        return "oval" if width[: max(2, count // 4)].mean() < 0.93 * widest else "rounded"
+    rows, cols = core.mean(1, keepdims=True), core.mean(0, keepdims=True)
+    if (core - rows - cols + core.mean()).var() > 0.4 * core.var():  # not a sum of rows and columns
         return "cross"
-    return "rungs" if by_rows > by_columns else "bars"
+    framed = silhouette[round(0.2 * count) : round(0.88 * count), left + 1 : right]
+    steps = [np.abs(np.diff(framed.mean(axis))).mean() for axis in (1, 0)]  # from row to row, from column to column
+    return "rungs" if steps[0] > RUNGS * steps[1] else "bars"
 
 
 def _armrests(above: np.ndarray, middle: np.ndarray) -> str:
@@ -178,20 +176,19 @@ def _armrests(above: np.ndarray, middle: np.ndarray) -> str:
     return "yes" if all(front[:, side].any() for side in (columns < middle[1] - 2, columns > middle[1] + 2)) else "no"
 
 
-def _colour(colours: np.ndarray, solid: np.ndarray, above: np.ndarray, seat_low: int) -> str | None:
-    """Family of the median colour of the frame: the rear of the back, which has no cushion, and the seat from below."""
-    z, y, x = np.nonzero(above)
-    order = np.lexsort((z, x, y))
-    first = np.unique(np.stack([y, x])[:, order], axis=1, return_index=True)[1] if len(z) else order
-    rear = [values[order][first] for values in (z, y, x)]
-    under = np.nonzero(solid[:, seat_low])
-    samples = np.concatenate([colours[:, *rear], colours[:, under[0], seat_low, under[1]]], axis=1)
-    if not samples.size:
+def _colour(colours: np.ndarray, stopped: np.ndarray) -> str | None:
+    """Family of the median colour of the back seen from the rear, where no cushion is: what light shows of it."""
+    reaching = np.cumprod(np.concatenate([np.ones_like(stopped[:1]), 1 - stopped]), 0)  # light left before each voxel
+    opaque = reaching[-1] < 0.2
+    if not opaque.any():
         return None
-    albedo = np.median(samples, axis=1)
+    seen = (reaching[:-1] * stopped * colours).sum(1) / np.maximum(1 - reaching[-1], 1e-6)
+    albedo = np.median(seen[:, opaque], axis=1)
     brightest = albedo.max()
     if brightest < 0.02:
         return None
+    if brightest - albedo.min() < GREY * brightest:
+        return "grey"
     return COLOURS[colour_name(tuple(0.8 * albedo / brightest)).removeprefix("pale ")]
 
 

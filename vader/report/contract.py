@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ..config import nearest
+from ..checks import nearest
 from ..storage import canonical
 
 SYSTEMS = {  # name in reports -> name in tables; variations of ours are called ours-<change>

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import nearest
+from ..checks import nearest
 from ..paths import notebooks_dir, project_root, reports_dir
 from .report import notebook_part
 

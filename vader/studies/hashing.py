@@ -16,13 +16,14 @@ import torch
 
 from .. import costs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet, prepare
 from ..evaluation import Mean, heldout_reconstruction
 from ..generation import Models
 from ..profiles import study
 from ..runs import Paused, Run
-from ..training import autodecoder_run, select_device
+from ..training import PAUSED, autodecoder_run, select_device
 
 SEEDS = 3  # trainings of each variant
 DENSE = dict(hash_rows=0, hash_codebooks=256, hash_multipliers="corrected")
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
             except Paused as pause:
                 print(pause, file=sys.stderr)
-                return 75
+                return PAUSED
     return 0
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from .. import runs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import Experiment, require
+from ..checks import require
+from ..config import Experiment
 from ..data import SequenceSet
 from ..diffusion.denoising import Denoising, extract_latents
 from ..diffusion.edm import Denoiser

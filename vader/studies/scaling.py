@@ -51,6 +51,7 @@ class Steps:
 
     bytes: dict[str, float]  # per step, by kind
     seconds: list[float]  # of each step
+    processor: float  # share of these seconds in which this rank's one thread had a core
 
 
 def measure(jobs: dict[Any, tuple[Experiment, int]], ranks: int, steps: int = 2) -> dict[Any, Steps]:
@@ -82,6 +83,7 @@ def _measure(jobs: dict[Any, tuple[Experiment, int]], steps: int) -> dict[Any, S
     for key, (config, objects) in jobs.items():
         ranks, seconds = current(), []
         task = Reconstruction(config, noise_pictures(config, objects), torch.device("cpu"), ranks)
+        processor = time.process_time()
         for step in range(steps):
             begun = time.perf_counter()
             clock = step * task.per_step
@@ -91,7 +93,8 @@ def _measure(jobs: dict[Any, tuple[Experiment, int]], steps: int) -> dict[Any, S
             ranks.largest([0, 0, 0])  # as the loop does
             task.optimizer.step()
             seconds.append(time.perf_counter() - begun)
-        measured[key] = Steps({kind: count / steps for kind, count in ranks.sent.items()}, seconds)
+        processor = (time.process_time() - processor) / sum(seconds)
+        measured[key] = Steps({kind: count / steps for kind, count in ranks.sent.items()}, seconds, processor)
     return measured
 
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from .. import costs, evaluation, figures, generation, runs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..config import EvaluationConfig, Experiment, require
+from ..checks import require
+from ..config import EvaluationConfig, Experiment
 from ..data import DataError, SequenceSet, load_set, prepare
-from ..diffusion.denoising import Denoising
 from ..generation import Models
 from ..metrics.features import Features
 from ..metrics.surfaces import solid_parts
@@ -38,7 +38,7 @@ from ..profiles import study
 from ..report import decide, seed_interval
 from ..runs import Paused, Run
 from ..storage import read_weights, save_weights
-from ..training import autodecoder_run, fit, select_device
+from ..training import PAUSED, autodecoder_run, diffusion_run, select_device
 
 Measurements = dict[str, Tensor]  # of one training, by quantity
 
@@ -145,36 +145,17 @@ def figure3(profile: str, seed: int = 0) -> Sweep:
     return Sweep("figure3", base, experiments, seeds, budget, measure_generation)
 
 
-def resolution_run(
-    sweep: Sweep, experiment: Experiment, stage1: Run, data: SequenceSet, device: str, max_seconds: float | None
-) -> Run:
-    """Stage 2 on the latents that the base's autodecoder has at another resolution: where it is split decides nothing
-    about its own training."""
-    settings = {
-        "stage": "diffusion",
-        "autodecoder": stage1.digest,
-        "latent_resolution": experiment.autodecoder.latent_resolution,
-        "unet": experiment.unet,
-        "diffusion": experiment.diffusion,
-        "weights_precision": experiment.weights_precision,
-        "seed": experiment.seed,
-    }
-
-    def train(work: Path) -> None:
-        task = Denoising(experiment, stage1, select_device(device))
-        fit(task, work, runs.Record(work, experiment.seed, task.device, **task.facts()), max_seconds)
-
-    return runs.get(f"{data.name}-{sweep.name}", settings, train)
-
-
 def measure_generation(
     sweep: Sweep, experiment: Experiment, data: SequenceSet, device: str, max_seconds: float | None
 ) -> Measurements:
-    """Stage 2 and its samples: kd and fd, partial and spurious (of each sample), seconds per sample, flops of one,
-    seconds of training, and pictures of the first samples where the steps are the most and the seed is the first."""
+    """Stage 2 on the latents that the base's autodecoder has at a resolution, and its samples.
+
+    Gives kd and fd, partial and spurious (of each sample), seconds per sample, flops of one, seconds of training, and
+    pictures of the first samples where the steps are the most and the seed is the first.
+    """
     started = time.monotonic()
     stage1 = autodecoder_run(sweep.base, data, device, max_seconds)
-    run = resolution_run(sweep, experiment, stage1, data, device, _left(max_seconds, started))
+    run = diffusion_run(experiment, data, device, _left(max_seconds, started), stage1=stage1)
     if (left := _left(max_seconds, started)) is not None and left <= 0:
         raise Paused(f"{run.folder}: trained, its samples are still to be measured")
     place, score = select_device(device), experiment.evaluation
@@ -352,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
         done = table(sweep, prepare(sweep.base.data), options.device, options.workers, options.max_seconds)
     except Paused as pause:
         print(pause, file=sys.stderr)
-        return 75
+        return PAUSED
     print(done.run.folder)
     return 0
 

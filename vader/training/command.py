@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+import torch
+
 from .. import costs, runs
 from ..articulation.articulated import one_rank
-from ..config import ConfigError, Experiment
-from ..data import prepare
-from ..distributed import current, joined
+from ..checks import ConfigError
+from ..config import Experiment
+from ..data import DataError, prepare
+from ..distributed import Ranks, current, joined, require_several, threads_each
 from ..profiles import experiment
 from ..runs import Paused, RunError
+from ..weights import WeightsError
 from .launch import PAUSED, launch, read_job
 from .loop import CHECKPOINT_SECONDS
 from .stages import autodecoder_run, diffusion_run
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m vader.training", description=main.__doc__)
+def run_options(module: str, description: str | None, data_required: bool = True) -> argparse.ArgumentParser:
+    """The options that every command has which trains something."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", help="data set, e.g. furniture_chairs")
-    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--data", required=data_required, help="data set, e.g. furniture_chairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
-    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = run_options("vader.training", main.__doc__, data_required=False)
+    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
     steps = parser.add_argument_group("several ranks (torchrun --nproc-per-node=K -m vader.training ..., or --ranks K)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
     steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share (a setting of the run)")
     steps.add_argument("--partitioned", action="store_true", help="each rank owns the embeddings it trains (likewise)")
+    steps.add_argument("--shard", choices=("fully",), help="divide the weights (fully_shard), not copy them (DDP)")
     steps.add_argument("--port", type=int, default=0, help="where the ranks meet (default: any free one)")
     steps.add_argument("--max-restarts", type=int, default=0, help="starts from the last checkpoint after a death")
     logs = parser.add_argument_group("logs and checkpoints")
@@ -46,45 +58,56 @@ def main(arguments: list[str] | None = None) -> int:
     if not (options.data or options.job):
         parser.error("the following arguments are required: --data")
     try:
+        config = None if options.job else _experiment(options)
         if options.ranks > 1 and not options.dry_run:
             return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
         with joined():
-            return _train(options)
+            return _train(options, config)
     except Paused as pause:
         print(pause, file=sys.stderr)
         return PAUSED
-    except (RunError, ConfigError) as error:
+    except (RunError, ConfigError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _train(options: argparse.Namespace) -> int:
+def _experiment(options: argparse.Namespace) -> Experiment:
+    """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    if options.microbatches or options.partitioned:
+        parts = {"microbatches": options.microbatches or 1}
+        config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
+    ranks = max(options.ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    require_several(ranks, options.shard is not None)
+    for settings in (config.reconstruction, config.diffusion):
+        Ranks(0, ranks).share(settings.microbatches)
+    return config
+
+
+def _train(options: argparse.Namespace, config: Experiment | None) -> int:
+    group, sharded = current(), options.shard is not None
     fitting = {
+        "shard": sharded,
         "checkpoint_seconds": options.checkpoint_seconds,
         "tensorboard": options.tensorboard,
         "skip_non_finite": options.skip_non_finite,
     }
-    if options.job:
+    if config is None:
         config, data, given = read_job(options.job)
         fitting |= given
     else:
-        config = experiment(options.profile, options.data).replace(seed=options.seed)
-        if options.microbatches or options.partitioned:
-            parts = {"microbatches": options.microbatches or 1}
-            config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
         if options.dry_run:
-            if current().first:
-                print(plan(config, max(options.ranks, current().size)))
+            if group.first:
+                print(plan(config, max(options.ranks, group.size), sharded))
             return 0
-        group = current()
         reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
         reading = {name: value for name, value in reading.items() if value is not None}
-        data = prepare(config.data, **reading) if group.first else None
-        group.told()  # the others load what the first has prepared
-        data = data or prepare(config.data, **reading)
+        data = group.in_turn(lambda: prepare(config.data, **reading))
+    if group.size > 1 and group.first:
+        print(f"{group.size} ranks, {torch.get_num_threads()} CPU threads each", file=sys.stderr)
     stage = autodecoder_run if options.stage == "autodecoder" else diffusion_run
     run = stage(config, data, options.device, options.max_seconds, **fitting)
-    if current().first:
+    if group.first:
         print(f"{run.folder} ({run.record['seconds']:.0f} s on {run.record['device']})")
     return 0
 
@@ -101,7 +124,7 @@ def _without_ranks(arguments: list[str]) -> list[str]:
     return kept
 
 
-def plan(config: Experiment, ranks: int = 1) -> str:
+def plan(config: Experiment, ranks: int = 1, sharded: bool = False) -> str:
     """Parameters, steps, memory, exchange and files of both stages, in words. Activations come on top of the memory.
 
     Raises ConfigError where so many ranks cannot share the steps.
@@ -113,8 +136,9 @@ def plan(config: Experiment, ranks: int = 1) -> str:
     images = first.objects_per_step * first.views_per_object
     folder = runs.runs_dir()
     lines = [
-        f"{config.data.name}, profile {config.profile}, seed {config.seed}, {ranks} rank{'s' * (ranks > 1)}; runs are "
-        f"kept in {folder}",
+        f"{config.data.name}, profile {config.profile}, seed {config.seed}, {ranks} rank{'s' * (ranks > 1)}"
+        + f" of {threads_each(ranks)} CPU threads if on one machine" * (ranks > 1)
+        + f"; runs are kept in {folder}",
         f"stage 1: decoder {size['G1'] + size['G2']:,} + embeddings {size['embedding']:,} parameters, "
         f"{first.images_seen:,} images in {-(-first.images_seen // images):,} steps of {images}",
         f"stage 2: U-Net {size['denoiser']:,} parameters, "
@@ -127,7 +151,7 @@ def plan(config: Experiment, ranks: int = 1) -> str:
         stage = f", after {before:,} images of a run with one part" if before else ""
         lines.insert(2, f"  poses: keypoint predictor and 3D keypoints {poses:,} parameters{stage}")
     for stage, settings in (("autodecoder", first), ("diffusion", second)):
-        memory, sent = costs.training_memory(config, stage, ranks), costs.exchanged(config, stage, ranks)
+        memory, sent = (f(config, stage, ranks, sharded=sharded) for f in (costs.training_memory, costs.exchanged))
         lines.append(
             f"{stage}: {settings.microbatches} microbatch{'es' * (settings.microbatches > 1)} a step; a rank holds "
             + ", ".join(f"{name} {_bytes(value)}" for name, value in memory.items())

@@ -2,7 +2,7 @@
 
 On a cluster, `submitit` starts one of torchrun's agents per node, and they meet on the first one:
 
-    import submitit, subprocess
+    import os, subprocess, submitit
     from vader.training import torchrun_command
 
     def node():
@@ -10,7 +10,8 @@ On a cluster, `submitit` starts one of torchrun's agents per node, and they meet
         command = torchrun_command(
             8, 8, f"{first}:29500", profile="gpu", data="furniture_chairs", microbatches=64, partitioned=True
         )
-        return subprocess.run(command).returncode
+        threads = {"OMP_NUM_THREADS": "8"}  # of 64 cores for 8 ranks; torchrun gives each of them one
+        return subprocess.run(command, env=os.environ | threads).returncode
 
     executor = submitit.AutoExecutor(folder="runs/slurm")
     executor.update_parameters(nodes=8, tasks_per_node=1, gpus_per_node=8, cpus_per_task=64, timeout_min=24 * 60)
@@ -30,6 +31,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..distributed import threads_each
 from ..paths import runs_dir
 from ..runs import Paused, RunError
 from ..storage import plain, write_json
@@ -57,7 +59,7 @@ def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 
             probe.bind(("localhost", port))
         except OSError as error:
             raise RunError(f"port {port} cannot be used ({error}); take another one, or 0 for any free one") from error
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_each(ranks)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -104,8 +106,8 @@ def train_on(
 ) -> None:
     """Train a stage in `ranks` processes, in a subprocess whose output appears here as it comes.
 
-    options: those of `fit`. Raises Paused as a training in this process does, and RunError with the last lines of
-    what was said where it fails, and where the data are in memory only.
+    options: those of `fit`, and `shard`. Raises Paused as a training in this process does, and RunError with the last
+    lines of what was said where it fails, and where the data are in memory only.
     """
     if data.folder is None:
         raise RunError(f"data set {data.name} is in memory only, expected one on the disk for {ranks} ranks to load")
@@ -137,9 +139,10 @@ def train_on(
 
 
 def read_job(file: Path) -> tuple[Experiment, SequenceSet | ShardedSet, dict[str, Any]]:
-    """What `train_on` wrote: the experiment, its data, and options of `fit`."""
-    from ..config import Experiment, from_plain
+    """What `train_on` wrote: the experiment, its data, and options of a stage."""
+    from ..config import Experiment
     from ..data import open_set
+    from ..storage import from_plain
 
     job = json.loads(Path(file).read_text(encoding="utf-8"))
     return from_plain(Experiment, job["experiment"]), open_set(Path(job["data"])), job["options"]

@@ -23,10 +23,11 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from .. import runs
-from ..config import require
-from ..distributed import ALONE, Ranks, stream_seed
+from ..checks import require
+from ..distributed import ALONE, Ranks, current, stream_seed
 from ..provenance import peak_memory
 from ..runs import Paused, RunError
+from ..sharding import load_module, local, shape_moments, whole
 from ..storage import read_json
 from . import checkpoints
 from .launch import PROGRESS
@@ -111,9 +112,11 @@ def fit(
 
     Raises Paused after a checkpoint when `max_seconds` are over or the process is told to terminate (SIGTERM), and
     RunError when the loss is not finite (naming the step and its objects), when a checkpoint cannot be written, or
-    when none of those there can be used.
+    when none of those there can be used. Raises ConfigError where there are more ranks than the task knows of.
     """
     ranks: Ranks = getattr(task, "ranks", ALONE)
+    there = current().size
+    require(ranks.size == there, f"{task.name} trains on one rank only, but there are {there}")
     file = Path(work) / "settings.json"
     settings = read_json(file)["settings"] if file.is_file() else None
     clock = _resume(task, work, settings, ranks)
@@ -191,13 +194,22 @@ class _Loop:
     def _clip(self) -> Tensor | None:
         """Bound the gradients as the task wishes; their norm over everything before that, if it was needed."""
         norm = None
+        if not (self.clip_value or self.clip_norm):
+            return norm
+        # torch's functions that clip refuse divided gradients beside whole ones
+        parts = [local(p.grad for p in group if p.grad is not None) for group in (self.shared, self.rows)]
         if self.clip_value:
-            torch.nn.utils.clip_grad_value_([*self.shared, *self.rows], self.clip_value)
+            for gradients in filter(None, parts):
+                torch._foreach_clamp_min_(gradients, -self.clip_value)
+                torch._foreach_clamp_max_(gradients, self.clip_value)
         if self.clip_norm:
             square = get_total_norm([p.grad for p in self.rows if p.grad is not None]).square().to(self.task.device)
             square = self.ranks.sum(square, "norm") if self.rows else square
-            norm = (square + get_total_norm([p.grad for p in self.shared if p.grad is not None]).square()).sqrt()
-            torch.nn.utils.clip_grads_with_norm_([*self.shared, *self.rows], self.clip_norm, norm)
+            shared = get_total_norm([p.grad for p in self.shared if p.grad is not None])
+            norm = (square + whole(shared).square()).sqrt()
+            factor = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradients in filter(None, parts):
+                torch._foreach_mul_(gradients, factor.to(gradients[0].device))
         return norm
 
     def _note(self, clock: int, loss: Tensor, norm: Tensor | None) -> None:
@@ -224,35 +236,31 @@ class _Loop:
         """Write a checkpoint, unless a weight is not finite (after a gradient that was not): then it is an error."""
         with torch.no_grad():
             weights = [*self.shared, *self.rows, *(b for b in self.buffers if b.is_floating_point())]
-            finite = all(norm.isfinite() for norm in torch._foreach_norm(weights, math.inf)) if weights else True
+            finite = all(norm.isfinite() for norm in torch._foreach_norm(local(weights), math.inf)) if weights else True
         if self.ranks.largest([not finite])[0]:
             raise RunError(
                 f"{self.work}: {self.task.name} has weights that are not finite at {clock:,} seen, though its losses "
                 "were; the last checkpoint is from before"
             )
         rows = getattr(self.task, "rows", None)
-        parts = [(checkpoints.SHARED, self._content)] if self.ranks.first else []
+        content = self._content()
+        parts = [(checkpoints.SHARED, lambda: content)] if self.ranks.first else []
         parts += [(checkpoints.rows_part(j), lambda j=j: rows.state(j)) for j in (rows.partitions if rows else [])]
         checkpoints.write(self.work, self.task.name, clock, parts, self.settings, self.ranks)
         if self.ranks.first:
             self.log.record.save()
 
     def _content(self) -> dict[str, Any]:
-        content = {
-            "optimizer": self.task.optimizer.state_dict(),
-            "modules": {name: module.state_dict() for name, module in self.task.state().items()},
-        }
+        optimizer = self.task.optimizer.state_dict()
         # the schedule starts from the full rate; groups of rows, which come last, are not in the content
-        for group, rate in zip(content["optimizer"]["param_groups"], self.rates, strict=False):
+        for group, rate in zip(optimizer["param_groups"], self.rates, strict=False):
             group["lr"] = rate
-        return content
+        modules = {name: module.state_dict() for name, module in self.task.state().items()}
+        return whole({"optimizer": optimizer, "modules": modules})
 
 
 def _resume(task: Task, work: Path, settings: Any, ranks: Ranks) -> int:
     """Put the newest usable checkpoint into the task and return its clock, 0 where there is none."""
-    require(
-        ranks.size == 1 or hasattr(task, "ranks"), f"{task.name} trains on one rank only, but there are {ranks.size}"
-    )
     rows = getattr(task, "rows", None)
     own = rows.partitions if rows else []
     parts = [checkpoints.SHARED, *map(checkpoints.rows_part, own)]
@@ -262,8 +270,10 @@ def _resume(task: Task, work: Path, settings: Any, ranks: Ranks) -> int:
     content = checkpoints.read(folder, checkpoints.SHARED, task.device)
     try:
         for name, module in task.state().items():
-            module.load_state_dict(content["modules"][name])
+            load_module(module, content["modules"][name])
         task.optimizer.load_state_dict(content["optimizer"])
+        for optimizer in getattr(task.optimizer, "parts", [task.optimizer]):
+            shape_moments(optimizer)
         for j in own:
             rows.load_state(j, checkpoints.read(folder, checkpoints.rows_part(j), task.device))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:

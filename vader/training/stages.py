@@ -9,8 +9,9 @@ from typing import Any
 from .. import runs
 from ..articulation.articulated import Articulation, one_rank, rigid
 from ..autodecoder.reconstruction import Reconstruction
+from ..checks import require
 from ..config import Experiment
-from ..data import SequenceSet
+from ..data import SequenceSet, ShardedSet
 from ..diffusion.denoising import Denoising
 from ..diffusion.text import text_digest, text_embeddings
 from ..distributed import Ranks, current, select_device
@@ -19,7 +20,7 @@ from .launch import train_on
 from .loop import fit
 
 
-def autodecoder_settings(config: Experiment, data: SequenceSet) -> dict[str, Any]:
+def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet) -> dict[str, Any]:
     """What decides a stage-1 run."""
     return {
         "stage": "autodecoder",
@@ -33,16 +34,18 @@ def autodecoder_settings(config: Experiment, data: SequenceSet) -> dict[str, Any
 
 def autodecoder_run(
     config: Experiment,
-    data: SequenceSet,
+    data: SequenceSet | ShardedSet,
     device: str = "auto",
     max_seconds: float | None = None,
     ranks: int = 1,
+    shard: bool = False,
     **options: Any,
 ) -> Run:
     """The stage-1 run of an experiment: found, or trained on the data's training objects.
 
-    ranks: more than one trains in that many processes, started from here, with their progress shown here. options:
-    those of `fit`. How many ranks train is no setting; into how many `microbatches` a step is divided is one.
+    ranks: more than one trains in that many processes, started from here, with their progress shown here. shard: they
+    divide the weights (`sharding`) and do not copy them. options: those of `fit`. How many ranks train, and how they
+    keep the weights, is no setting; into how many `microbatches` a step is divided is one.
     Of an articulated experiment, `data` are videos, and poses are learned as well (`articulated_run`).
     """
     if config.articulated:
@@ -50,13 +53,13 @@ def autodecoder_run(
     name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
 
     def train(work: Path) -> None:
-        group = current()
+        group = current(shard)
         task = Reconstruction(config, data, select_device(device), group)
         record = _record(work, config, task, group, pixels=data.pixel_record())
         fit(task, work, record, max_seconds, **options)
 
     if ranks > 1 and runs.find(name, settings) is None:
-        train_on(ranks, config, data, "autodecoder", device, max_seconds, **options)
+        train_on(ranks, config, data, "autodecoder", device, max_seconds, shard=shard, **options)
     return _get(name, settings, train, data)
 
 
@@ -90,19 +93,29 @@ def articulated_run(
 
 def diffusion_run(
     config: Experiment,
-    data: SequenceSet,
+    data: SequenceSet | ShardedSet,
     device: str = "auto",
     max_seconds: float | None = None,
     ranks: int = 1,
+    shard: bool = False,
+    stage1: Run | None = None,
     **options: Any,
 ) -> Run:
     """The stage-2 run of an experiment, on the latents of its stage-1 run, which is trained first if need be.
 
-    Of a conditional experiment, the captions and their encoding are settings too. Arguments are those of
+    stage1: the stage-1 run of another experiment whose autodecoder differs only in where it is split; the latent
+    resolution is then a setting of stage 2, since it decides nothing about how stage 1 trained. On one rank only. Of a
+    conditional experiment, the captions and their encoding are settings too. Other arguments are those of
     `autodecoder_run`. Raises DataError, before any training, for a caption that is missing.
     """
-    conditions = {"text": text_digest(data, config.text)} if config.conditional else {}
-    stage1 = autodecoder_run(config, data, device, max_seconds, ranks, **options)
+    require(stage1 is None or ranks == 1, f"{ranks} ranks cannot share another experiment's stage 1, expected 1")
+    particular: dict[str, Any] = {}
+    if config.conditional:
+        particular["text"] = current().in_turn(lambda: text_digest(data, config.text))
+    if stage1 is None:
+        stage1 = autodecoder_run(config, data, device, max_seconds, ranks, shard, **options)
+    else:
+        particular["latent_resolution"] = config.autodecoder.latent_resolution
     name = f"{data.name}-diffusion"
     settings = {
         "stage": "diffusion",
@@ -111,18 +124,19 @@ def diffusion_run(
         "diffusion": config.diffusion,
         "weights_precision": config.weights_precision,
         "seed": config.seed,
-        **conditions,
+        **particular,
     }
 
     def train(work: Path) -> None:
-        contexts, group = None, current()
+        contexts, group = None, current(shard)
         if config.conditional:
-            contexts = text_embeddings(data, config.text).rows(data, "train", config.unet.context_dim)
+            embeddings = group.in_turn(lambda: text_embeddings(data, config.text))
+            contexts = embeddings.rows(data, "train", config.unet.context_dim)
         task = Denoising(config, stage1, select_device(device), contexts, group)
         fit(task, work, _record(work, config, task, group), max_seconds, **options)
 
     if ranks > 1 and runs.find(name, settings) is None:
-        train_on(ranks, config, data, "diffusion", device, max_seconds, **options)
+        train_on(ranks, config, data, "diffusion", device, max_seconds, shard=shard, **options)
     return _get(name, settings, train)
 
 
@@ -133,7 +147,7 @@ def _record(work: Path, config: Experiment, task: Any, group: Ranks, **facts: An
     return record
 
 
-def _get(name: str, settings: Any, train: Callable[[Path], None], data: SequenceSet | None = None) -> Run:
+def _get(name: str, settings: Any, train: Callable[[Path], None], data: SequenceSet | ShardedSet | None = None) -> Run:
     """`runs.get` for all ranks together: the first finds, locks and publishes, and tells the others what to do."""
     group = current()
     if group.size == 1:
