@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from .articulation.config import ArticulationConfig
 from .checks import nearest, require
 
 
@@ -334,6 +335,7 @@ class Experiment:
     weights_precision: Literal["float32", "float16"] = "float32"  # of the finished run's weights
     seed: int = 0
     text: TextConfig = later(TextConfig())  # of conditional runs, that is, where unet.context_dim > 0
+    articulation: ArticulationConfig = later(ArticulationConfig())  # of videos, where autodecoder.lbs_channels > 0
 
     def __post_init__(self) -> None:
         self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
@@ -351,6 +353,11 @@ class Experiment:
     def conditional(self) -> bool:
         """Whether the denoiser is given a caption."""
         return self.unet.context_dim > 0
+
+    @property
+    def articulated(self) -> bool:
+        """Whether poses are learned along with the autodecoder, from videos."""
+        return self.autodecoder.lbs_channels > 0
 
     def replace(self, **changes: Any) -> Experiment:
         """A copy with fields replaced; nested ones as `unet=dict(channels=64)`."""

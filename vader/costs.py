@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .articulation.keypoints import CanonicalKeypoints, KeypointPredictor
 from .autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from .autodecoder.reconstruction import Autodecoder
 from .config import AutodecoderConfig, Experiment, TextConfig, UNetConfig
@@ -51,6 +52,16 @@ def stages(config: Experiment) -> tuple[Stage, ...]:
 def parameters(config: Experiment) -> dict[str, int]:
     """{'embedding', 'G1', 'G2', 'denoiser'}: numbers of parameters, the library of embeddings included."""
     return {"embedding": sum(p.numel() for p in _embedding(config))} | _total(stages(config), "parameters")
+
+
+def pose_parameters(config: Experiment) -> int:
+    """Parameters of the keypoint predictor and the 3D keypoints; 0 where no poses are learned."""
+    settings, parts = config.articulation, config.autodecoder.lbs_channels
+    if not parts:
+        return 0
+    with torch.device("meta"):
+        modules = KeypointPredictor(settings, parts), CanonicalKeypoints(settings, parts)
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def flops(config: Experiment, written: bool = False) -> dict[str, int]:
@@ -206,8 +217,9 @@ def training_memory(
     table = size["embedding"] if config.autodecoder.hash_rows else own * config.autodecoder.embedding_dim
     if config.autodecoder.hash_rows or not config.reconstruction.partitioned:
         table //= parts
+    network = size["G1"] + size["G2"] + pose_parameters(config)
     pixels = config.data.train_views * config.data.resolution**2
-    return {"network": 16 * (size["G1"] + size["G2"]) // parts, "library": 16 * table, "data": 4 * objects * pixels}
+    return {"network": 16 * network // parts, "library": 16 * table, "data": 4 * objects * pixels}
 
 
 def exchanged(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def invert(
         InversionError: no views, images, masks or cameras that do not fit together, a start of another length.
     """
     views = _Views(autodecoder, config, images, masks, cameras)
-    return _fit(autodecoder, config, views, settings or InversionConfig(), seed, start, prior_weight=0.0)
+    return fit_views(autodecoder, config, views, settings or InversionConfig(), seed, start, prior_weight=0.0)
 
 
 def complete(
@@ -137,7 +137,7 @@ def complete(
         raise InversionError(f"view is {view}, but there are {len(masks)} masks and {len(cameras)} cameras")
     one = slice(view, view + 1)
     views = _Views(autodecoder, config, images[one], masks[one], cameras[one])
-    return _fit(autodecoder, config, views, settings, seed, None, settings.prior_weight)
+    return fit_views(autodecoder, config, views, settings, seed, None, settings.prior_weight)
 
 
 @torch.no_grad()
@@ -181,6 +181,15 @@ def _end(decoder: Decoder, value: Tensor, name: str, space: str) -> Tensor:
             return value
         expected += f" or {decoder.config.latent_shape}"
     raise InversionError(f"{name} has shape {tuple(value.shape)}, expected {expected}")
+
+
+class Views(Protocol):
+    """The images of one object, as far as fitting to them is concerned."""
+
+    device: torch.device
+
+    def compare(self, volume: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Stage 1's loss of a volume (1, c, S, S, S) on `count` random views, and their mean L1 in pixels."""
 
 
 class _Views:
@@ -230,16 +239,16 @@ def _check_views(images: Tensor, masks: Tensor, cameras: Cameras) -> None:
         raise InversionError(str(error)) from error
 
 
-def _fit(
+def fit_views(
     autodecoder: Autodecoder,
     config: Experiment,
-    views: _Views,
+    views: Views,
     settings: InversionConfig,
     seed: int,
     start: Tensor | None,
     prior_weight: float,
 ) -> Inversion:
-    """Embedding first, then the decoder; all randomness from `seed`, and the caller's random stream left alone."""
+    """Fit to `views`: embedding first, then the decoder; all randomness from `seed`, the caller's stream left alone."""
     decoder = copy.deepcopy(autodecoder.decoder).eval().requires_grad_(False)
     learned = autodecoder.embedding.all().detach().float()
     centre, spread = learned.mean(0), learned.std(0, correction=0)
@@ -266,7 +275,7 @@ def _fit_embedding(
     centre: Tensor,
     spread: Tensor,
     config: Experiment,
-    views: _Views,
+    views: Views,
     settings: InversionConfig,
     prior_weight: float,
 ) -> list[float]:
@@ -290,7 +299,7 @@ def _fit_embedding(
 
 
 def _tune_decoder(
-    embedding: Tensor, decoder: Decoder, config: Experiment, views: _Views, settings: InversionConfig
+    embedding: Tensor, decoder: Decoder, config: Experiment, views: Views, settings: InversionConfig
 ) -> list[float]:
     """Tune the whole decoder in place, so that details appear; density and skinning are held where they were."""
     if not settings.tuning_steps:

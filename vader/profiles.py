@@ -6,10 +6,10 @@ settings that made it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from .articulation.profiles import UVA_CLIP, VIDEO_DATA, video_settings
 from .checks import ConfigError, nearest
 from .config import (
     PACKAGED_ENCODER,
@@ -134,13 +134,6 @@ TEXT = {  # name of the experiment -> data set
 TEXT_CONFIG = TextConfig(PACKAGED_ENCODER)
 TEXT_UNET = dict(cross_attention_resolutions=(8, 4), context_dim=TEXT_CONFIG.width)
 DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "furniture_tables")
-# Videos of articulated subjects: train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
-UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
-VIDEO_DATA = {  # profile -> data sets, settings of the data
-    ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
-    ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
-    ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
-}
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
 # 39 tables beside the held-out ones (data_cards/furniture_tables.md).
 DEPARTURES = {
@@ -181,7 +174,7 @@ def _paper(
         "paper",
         DataConfig(name, num_objects=TRAINING_OBJECTS[name], train_views=views, resolution=128),
         AutodecoderConfig(depth=depth, resolution=resolution, lbs_channels=lbs, hash_rows=hash_rows),
-        ReconstructionConfig(foreground_weight=foreground),
+        ReconstructionConfig(foreground_weight=foreground, clip_value=UVA_CLIP if lbs else 0.0),
         UNetConfig(**unet),
     )
 
@@ -339,7 +332,8 @@ def experiment(profile: str, data: str) -> Experiment:
     departures = DEPARTURES.get((profile, data), {})
     settings = {part: {**values, **departures.get(part, {})} for part, values in PROFILES[profile].items()}
     if data in videos:
-        settings["data"] |= UVA_CAMERA | VIDEO_DATA[profile, data]
+        added = video_settings(profile, data)
+        settings |= {part: settings.get(part, {}) | values for part, values in added.items()}
     settings["data"] = DataConfig(TEXT.get(data, data), **settings["data"])
     if data in TEXT:
         settings |= dict(unet=TEXT_UNET | settings["unet"], text=TEXT_CONFIG)

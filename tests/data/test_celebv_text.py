@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vader.articulation.profiles import UVA_CAMERA
 from vader.checks import ConfigError
 from vader.config import DataConfig
 from vader.data import celebv_text, load_videos, prepare
 from vader.data.celebv_text import FILTER, decode, filter_report, list_clips, passing_frames, select_frames
 from vader.data.prepared import DataError
-from vader.profiles import UVA_CAMERA
 
 av = pytest.importorskip("av", reason="video files are read by PyAV (extra 'video')")
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from vader.articulation.profiles import UVA_CAMERA
 from vader.checks import ConfigError
 from vader.config import DataConfig
 from vader.data import load_videos, prepare, puppets, truth_of
 from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import LIGHT_RIG, Material, Primitive, cast, render, render_labelled
 from vader.data.video import NO_PART, video_camera
-from vader.profiles import UVA_CAMERA, experiment
+from vader.profiles import experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = DataConfig(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vader.articulation.profiles import UVA_CAMERA
 from vader.checks import ConfigError
 from vader.config import DataConfig
 from vader.data.preparation import prepare_set
@@ -32,7 +33,6 @@ from vader.data.video import (
     truth_of,
     video_camera,
 )
-from vader.profiles import UVA_CAMERA
 
 CONFIG = DataConfig(
     "clips", num_objects=2, heldout_objects=1, train_views=3, heldout_views=1, resolution=6, **UVA_CAMERA

@@ -10,9 +10,9 @@ In a prepared set (`vader.data.prepared`) a video is a folder
         poses.npy      (t, p, 4, 4) float32
         parts/000.png  which part a pixel shows
 
-The camera is UVA's (field of view 0.175 rad, the subject between depths 9.5 and 11.5): it stands
-still 10.5 before the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/profiles.py), which is where the subject is,
-y up and, on the whole, facing the camera. Camera axes are OpenCV's (x right, y down, z forward).
+The camera is UVA's (field of view 0.175 rad, the subject between depths 9.5 and 11.5): it stands still 10.5 before
+the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/articulation/profiles.py), which is where the subject is, y up
+and, on the whole, facing the camera. Camera axes are OpenCV's (x right, y down, z forward).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from ..distributed import select_device, stream_seed
 from .command import main, plan
 from .launch import PAUSED, torchrun_command
 from .loop import CHECKPOINT_SECONDS, LOG_POINTS, Task, fit, learning_rate_factor
-from .stages import autodecoder_run, autodecoder_settings, diffusion_run
+from .stages import articulated_run, autodecoder_run, autodecoder_settings, diffusion_run
 
 __all__ = [
-    "CHECKPOINT_SECONDS", "LOG_POINTS", "PAUSED", "Task", "autodecoder_run", "autodecoder_settings", "diffusion_run",
-    "fit", "learning_rate_factor", "main", "plan", "select_device", "stream_seed", "torchrun_command",
+    "CHECKPOINT_SECONDS", "LOG_POINTS", "PAUSED", "Task", "articulated_run", "autodecoder_run", "autodecoder_settings",
+    "diffusion_run", "fit", "learning_rate_factor", "main", "plan", "select_device", "stream_seed", "torchrun_command",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import costs, runs
+from ..articulation.articulated import one_rank
 from ..checks import ConfigError
 from ..config import Experiment
 from ..data import DataError, prepare
@@ -128,6 +129,8 @@ def plan(config: Experiment, ranks: int = 1, sharded: bool = False) -> str:
 
     Raises ConfigError where so many ranks cannot share the steps.
     """
+    if config.articulated:
+        one_rank(ranks)
     size = costs.parameters(config)
     first, second = config.reconstruction, config.diffusion
     images = first.objects_per_step * first.views_per_object
@@ -142,6 +145,11 @@ def plan(config: Experiment, ranks: int = 1, sharded: bool = False) -> str:
         f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps "
         f"of {second.batch_size}",
     ]
+    if config.articulated:
+        poses, before = costs.pose_parameters(config), config.articulation.rigid_images
+        before = before if config.autodecoder.lbs_channels > 1 else 0
+        stage = f", after {before:,} images of a run with one part" if before else ""
+        lines.insert(2, f"  poses: keypoint predictor and 3D keypoints {poses:,} parameters{stage}")
     for stage, settings in (("autodecoder", first), ("diffusion", second)):
         memory, sent = (f(config, stage, ranks, sharded=sharded) for f in (costs.training_memory, costs.exchanged))
         lines.append(

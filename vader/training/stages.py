@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
+from ..articulation.articulated import Articulation, one_rank, rigid
 from ..autodecoder.reconstruction import Reconstruction
 from ..checks import require
 from ..config import Experiment
@@ -45,7 +46,10 @@ def autodecoder_run(
     ranks: more than one trains in that many processes, started from here, with their progress shown here. shard: they
     divide the weights (`sharding`) and do not copy them. options: those of `fit`. How many ranks train, and how they
     keep the weights, is no setting; into how many `microbatches` a step is divided is one.
+    Of an articulated experiment, `data` are videos, and poses are learned as well (`articulated_run`).
     """
+    if config.articulated:
+        return articulated_run(config, data, device, max_seconds, ranks, **options)
     name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
 
     def train(work: Path) -> None:
@@ -56,6 +60,34 @@ def autodecoder_run(
 
     if ranks > 1 and runs.find(name, settings) is None:
         train_on(ranks, config, data, "autodecoder", device, max_seconds, shard=shard, **options)
+    return _get(name, settings, train, data)
+
+
+def articulated_run(
+    config: Experiment,
+    data: SequenceSet,
+    device: str = "auto",
+    max_seconds: float | None = None,
+    ranks: int = 1,
+    **options: Any,
+) -> Run:
+    """The stage-1 run of videos; with more than one part it starts from a run with one, which is trained first.
+
+    It is found from any number of ranks, but trained on one. Raises ConfigError for more of them, before any work.
+    """
+    start = None
+    if config.autodecoder.lbs_channels > 1 and config.articulation.rigid_images:
+        one = rigid(config, config.articulation.rigid_images)
+        start = articulated_run(one, data, device, max_seconds, ranks, **options)
+    name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
+    settings |= {"articulation": config.articulation, "start": start.digest if start else None}
+    if runs.find(name, settings) is None:
+        one_rank(max(ranks, current().size))
+
+    def train(work: Path) -> None:
+        task = Articulation(config, data, select_device(device), start)
+        fit(task, work, _record(work, config, task, current(), pixels=data.pixel_record()), max_seconds, **options)
+
     return _get(name, settings, train, data)
 
 

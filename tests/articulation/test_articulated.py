@@ -1,0 +1,231 @@
+"""Stage 1 of videos: it learns, one part and then several, resumes, ablates, and says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.tiny import balls, tiny_articulated, toys
+from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
+from vader.articulation.poses import PoseError, neutral
+from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
+from vader.checks import ConfigError
+from vader.diffusion.denoising import extract_latents
+from vader.distributed import Ranks
+from vader.profiles import experiment
+from vader.runs import Paused
+from vader.storage import plain, read_weights
+from vader.training import articulated_run, autodecoder_run, diffusion_run, plan
+
+pytest.importorskip("pytorch3d")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return toys(tiny_articulated())[0]
+
+
+def settle(task: Articulation) -> None:
+    """As after the neutral start: keypoints that are on average where the neutral pose has them."""
+    model = task.pose_model
+    untrained = model.predictor.forward
+    with torch.no_grad():
+        offset = model.project(neutral(1, 2)) - untrained(task.frames.float() / 255).mean(0)
+    model.predictor.forward = lambda images: untrained(images) + offset
+
+
+def test_one_step_moves_everything_and_names_its_terms(data):
+    config = tiny_articulated(articulation=dict(neutral_images=0))
+    task = Articulation(config, data, CPU)
+    settle(task)
+    torch.manual_seed(0)
+    losses = task.step(0)
+    terms = {"foreground", "pixels", "equivariance", "projection", "pull"}
+    guard = {"pnp_refused", "pnp_not_finite", "pnp_clipped"}
+    assert losses.keys() == {"loss"} | terms | guard
+    assert losses["loss"].item() == pytest.approx(sum(losses[name].item() for name in terms), rel=1e-5)
+    groups = [group["params"] for group in task.optimizer.param_groups]
+    for group in groups:
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in group)
+        assert all(torch.isfinite(p.grad).all() for p in group if p.grad is not None)
+    assert task.pose_model.keypoints.raw.grad.abs().max() > 0
+
+
+def test_the_loop_is_told_how_to_clip_and_which_videos_a_step_draws(data):
+    config = tiny_articulated(reconstruction=dict(clip_norm=3.0))
+    task = Articulation(config, data, CPU)
+    assert (task.clip_norm, task.clip_value) == (3.0, 0.1)
+    torch.manual_seed(5)
+    drawn = [task.keys[k] for k in task.draw()[0]]
+    torch.manual_seed(5)
+    assert task.batch(0) == drawn and len(set(drawn)) == 2
+
+
+def test_poses_are_learned_on_one_rank(data, monkeypatch, tmp_path):
+    config = tiny_articulated()
+    with pytest.raises(ConfigError, match="poses are learned on one rank, but there are 2"):
+        autodecoder_run(config, data, "cpu", ranks=2)
+    monkeypatch.setattr("vader.training.stages.current", lambda: Ranks(1, 3))
+    with pytest.raises(ConfigError, match="on one rank, but there are 3; train stage 1 on one, stage 2 on any"):
+        diffusion_run(config, data, "cpu")
+    assert not list(tmp_path.glob("runs/*"))
+    with pytest.raises(ConfigError, match="on one rank, but there are 4"):
+        plan(config, 4)
+    text = plan(config)
+    assert "after 32 images of a run with one part" in text
+    poses = sum(p.numel() for p in PoseModel(config).parameters())
+    assert f"keypoints {poses:,} parameters" in text
+
+
+def test_stills_are_no_videos():
+    config = tiny_articulated()
+    with pytest.raises(ConfigError, match="balls has no videos, expected some .* \\['ball-0'\\] is none"):
+        Articulation(config, balls(config), CPU)
+
+
+@pytest.mark.parametrize("term", ["equivariance", "projection", "pull", "foreground", "pixels"])
+def test_every_term_can_be_left_out(data, term):
+    if term in ("foreground", "pixels"):
+        config = tiny_articulated(reconstruction={f"{term.removesuffix('s')}_weight": 0.0})
+    else:
+        config = tiny_articulated(articulation={"neutral_images": 0, f"{term}_weight": 0.0})
+    losses = Articulation(config, data, CPU).step(0)
+    assert losses.get(term, 0) == 0
+    assert losses["loss"] > 0
+
+
+def test_the_picture_alone_moves_the_keypoints_through_the_pose(data):
+    off = {f"{name}_weight": 0.0 for name in ("equivariance", "projection", "pull")}
+    task = Articulation(tiny_articulated(articulation=dict(neutral_images=0, **off)), data, CPU)
+    settle(task)
+    assert "projection" not in task.step(0)
+    assert task.pose_model.keypoints.raw.grad.abs().max() > 0
+    assert task.pose_model.predictor.head.weight.grad.abs().max() > 0
+
+
+def test_the_neutral_start_holds_the_pose_and_asks_the_keypoints_to_agree(data):
+    task = Articulation(tiny_articulated(), data, CPU)
+    assert "pnp_refused" not in task.step(0) and "pnp_refused" in task.step(8)
+
+
+def test_frames_drawn_are_of_their_video_different_and_only_for_training(data):
+    videos = list(data.split("train"))
+    short = dataclasses.replace(videos[1], train_frames=3)
+    uneven = dataclasses.replace(data, sequences=(videos[0], short, *videos[2:]))
+    task = Articulation(tiny_articulated(reconstruction=dict(views_per_object=3)), uneven, CPU)
+    assert len(task.frames) == 6 + 3 + 6 + 6
+    for _ in range(20):
+        objects, frames = task.draw()
+        assert len(objects.unique()) == 2
+        for video, chosen in zip(objects.tolist(), frames, strict=True):
+            low, count = (0, 6, 9, 15)[video], (6, 3, 6, 6)[video]
+            assert len(chosen.unique()) == 3 and (chosen >= low).all() and (chosen < low + count).all()
+
+
+def test_it_learns_with_one_part_and_goes_on_with_more(data):
+    config = tiny_articulated(reconstruction=dict(images_seen=120), articulation=dict(rigid_images=240))
+    run = autodecoder_run(config, data, "cpu")
+    first = articulated_run(rigid(config, 240), data, "cpu")
+    assert first.folder != run.folder and run.settings["start"] == first.digest
+    early, late = (
+        [p["pixels"] for p in first.record["curves"]["autodecoder"]][part] for part in (slice(8), slice(-8, None))
+    )
+    assert sum(late) < 0.7 * sum(early)
+    went_on = [p["pixels"] for p in run.record["curves"]["autodecoder"]]
+    assert sum(went_on[:8]) < 0.8 * sum(early)
+    assert run.record["parts"] == 2 and first.record["parts"] == 1
+    assert run.record["objects"] == [v.key for v in data.split("train")]
+    assert autodecoder_run(config, data, "cpu").folder == run.folder
+    latents = extract_latents(load_autodecoder(run, config))
+    assert latents.shape == (4, *config.autodecoder.latent_shape)
+    assert diffusion_run(config, data, "cpu").settings["autodecoder"] == run.digest
+
+
+def test_growing_keeps_the_picture_and_breaks_the_symmetry(data):
+    config = tiny_articulated(autodecoder=dict(lbs_channels=3), weights_precision="float32")
+    one = rigid(config, 32)
+    start = articulated_run(one, data, "cpu")
+    torch.manual_seed(0)
+    model, pose_model = Autodecoder(config, 4), PoseModel(config)
+    grow(model, pose_model, start, one)
+    model.eval(), pose_model.eval()
+    before, poses_before = load_autodecoder(start, one), load_pose_model(start, one)
+    frames = data[0].frames[:2]
+    poses = pose_model.read(frames)
+    torch.testing.assert_close(poses, poses_before.read(frames).expand(-1, 3, -1, -1), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        volume, old = model(torch.tensor([0, 1])), before(torch.tensor([0, 1]))
+    torch.testing.assert_close(volume[:, :4], old[:, :4])
+    logits = volume[:, 4:]
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 0.01
+
+
+def test_paused_and_resumed_training_is_the_uninterrupted_one(data, tmp_path, monkeypatch):
+    config = rigid(tiny_articulated(), 32)
+    whole = articulated_run(config, data, "cpu")
+    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "again"))
+    pauses = 0
+    while True:
+        try:
+            pieces = articulated_run(config, data, "cpu", max_seconds=0)
+            break
+        except Paused:
+            pauses += 1
+    assert pauses >= 4
+    for part in ("autodecoder", "poses"):
+        a, b = read_weights(whole.weights(part))[0], read_weights(pieces.weights(part))[0]
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_model_reads_only_what_it_can(data):
+    model = PoseModel(tiny_articulated())
+    with pytest.raises(PoseError, match="training mode"):
+        model.read(data[0].frames)
+    model.eval()
+    floats, levels = model.read(data[0].frames.float() / 255), model.read(data[0].frames)
+    assert torch.equal(floats, levels) and floats.shape == (8, 2, 3, 4)
+    torch.testing.assert_close(levels[3:4], model.read(data[0].frames[3:4]), atol=1e-4, rtol=1e-4)  # frame by frame
+    for frames, message in ((torch.zeros(0, 8, 8, 3), "at least one frame"), (torch.zeros(2, 8, 6, 3), "6x8 pixels")):
+        with pytest.raises(PoseError, match=message):
+            model.read(frames)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(reconstruction=dict(objects_per_step=9)), "objects_per_step is 9, but toys has 4 training videos"),
+        (
+            dict(reconstruction=dict(views_per_object=7)),
+            "views_per_object is 7, but toys has 4 videos of fewer training frames, such as \\['toy-0'\\]",
+        ),
+        (dict(autodecoder=dict(lbs_channels=0)), "lbs_channels is 0, expected the number of parts"),
+        (dict(reconstruction=dict(microbatches=2)), "microbatches is 2, expected 1 where poses are learned"),
+        (dict(reconstruction=dict(partitioned=True)), "partitioned is True, expected False where poses are learned"),
+        (dict(autodecoder=dict(sparse_embedding=True)), "sparse_embedding is True, expected False where poses"),
+    ],
+)
+def test_settings_that_do_not_fit_the_videos_are_refused(data, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Articulation(tiny_articulated(**changes), data, CPU)
+
+
+def test_settings_of_other_experiments_keep_their_digests():
+    assert "articulation" not in plain(experiment("laptop", "procedural_chairs"))
+    assert "articulation" in plain(experiment("laptop", "puppets"))
+
+
+def test_the_stage_with_one_part_has_its_own_settings():
+    config = experiment("laptop", "puppets")
+    one = rigid(config, 100)
+    assert (config.autodecoder.lbs_channels, one.autodecoder.lbs_channels) == (10, 1)
+    assert (one.reconstruction.images_seen, one.articulation.rigid_images) == (100, 0)
+    assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.1)
+    assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.01)

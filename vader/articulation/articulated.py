@@ -1,0 +1,265 @@
+"""Stage 1 for videos (Sec. 3.2, B.1): the autodecoder and, with it, the poses of N_p parts in each frame.
+
+One step shows a few frames of a few videos to the keypoint predictor, solves for poses, decodes each subject's volume
+and renders it in those poses. As in UVA [63] there is one part at first, then N_p that start as copies of it; each is
+a run of its own. Nothing but frames and masks is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..autodecoder.losses import image_losses, perceptual_loss
+from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
+from ..checks import require
+from ..config import Experiment
+from ..data import Video
+from ..runs import Run
+from ..storage import load_weights, save_weights
+from .keypoints import CanonicalKeypoints, KeypointPredictor
+from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
+from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
+from .skinning import render_posed
+
+if TYPE_CHECKING:
+    from ..data import SequenceSet
+
+FRAMES_AT_ONCE = 64  # of a video, when its poses are read
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Of n images: poses (n, p, 3, 4), canonical cube -> world, and the 2D keypoints (n, p, k, 2) they come from."""
+
+    poses: Tensor
+    points2d: Tensor
+    guard: Guard
+
+
+class PoseModel(nn.Module):
+    """Images (n, h, w, 3) in [0, 1] -> poses: K^2D predicted, K^3D learned, EPnP between them (B.1)."""
+
+    def __init__(self, config: Experiment):
+        super().__init__()
+        settings, parts = config.articulation, config.autodecoder.lbs_channels
+        require(parts >= 1, "lbs_channels is 0, expected the number of parts N_p of an articulated subject")
+        self.predictor = KeypointPredictor(settings, parts)
+        self.keypoints = CanonicalKeypoints(settings, parts)
+        self.camera = fixed_camera(settings, settings.predictor_resolution)
+
+    def forward(self, images: Tensor) -> Poses:
+        points2d = self.predictor(images)
+        n, p, k, _ = points2d.shape
+        points3d = self.keypoints().expand(n, p, k, 3)
+        poses, guard = solve_poses(points3d.flatten(0, 1), points2d.flatten(0, 1), self.camera)
+        return Poses(poses.view(n, p, 3, 4), points2d, guard)
+
+    def project(self, poses: Tensor) -> Tensor:
+        """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""
+        return project(poses, self.keypoints(), self.camera)
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """Poses (t, p, 3, 4) of a video's frames (t, h, w, 3), float in [0, 1] or uint8; each frame on its own.
+
+        Raises PoseError for frames of another shape, and for a model in training mode.
+        """
+        if self.training:
+            raise PoseError("pose model is in training mode, expected evaluation mode (model.eval())")
+        if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+            raise PoseError(f"frames have shape {tuple(images.shape)}, expected (t, h, w, 3) with at least one frame")
+        if images.shape[1] != images.shape[2]:
+            raise PoseError(f"frames are {images.shape[2]}x{images.shape[1]} pixels, expected square ones")
+        device = self.keypoints.raw.device
+        chunks = (chunk.to(device) for chunk in images.split(FRAMES_AT_ONCE))
+        return torch.cat([self(c.float() / 255 if c.dtype == torch.uint8 else c).poses for c in chunks])
+
+
+def rigid(config: Experiment, images: int) -> Experiment:
+    """The same experiment with one part, trained on that many images: UVA's first stage, or a baseline."""
+    settings = config.articulation
+    return config.replace(
+        autodecoder=dict(lbs_channels=1),
+        reconstruction=dict(
+            images_seen=images, density_noise_images=min(images, config.reconstruction.density_noise_images)
+        ),
+        articulation=dict(
+            rigid_images=0, pull_weight=settings.rigid_pull_weight, pull_threshold=settings.rigid_pull_threshold
+        ),
+    )
+
+
+def one_rank(ranks: int) -> None:
+    """Raises ConfigError for more than one, where poses are to be learned."""
+    require(ranks == 1, f"poses are learned on one rank, but there are {ranks}; train stage 1 on one, stage 2 on any")
+
+
+class Articulation:
+    """The stage-1 task of `training.fit` for videos; `start` is the finished run with one part, if there was one.
+
+    It trains on one rank, in whole steps, and keeps all embeddings in one dense table.
+    """
+
+    name = "autodecoder"
+
+    def __init__(self, config: Experiment, data: SequenceSet, device: torch.device, start: Run | None = None):
+        videos = data.split("train")
+        stills = [item.key for item in videos if not isinstance(item, Video)]
+        require(not stills, f"{data.name} has no videos, expected some to learn poses from; {stills[:1]} is none")
+        settings = self.settings = config.reconstruction
+        require(
+            len(videos) >= settings.objects_per_step,
+            f"objects_per_step is {settings.objects_per_step}, but {data.name} has {len(videos)} training videos",
+        )
+        few = [video.key for video in videos if video.train_frames < settings.views_per_object]
+        require(
+            not few,
+            f"views_per_object is {settings.views_per_object}, but {data.name} has {len(few)} videos of fewer training "
+            f"frames, such as {few[:1]}",
+        )
+        for name, found, expected in (
+            ("microbatches", settings.microbatches, 1),
+            ("partitioned", settings.partitioned, False),
+            ("sparse_embedding", config.autodecoder.sparse_embedding, False),
+        ):
+            require(found == expected, f"{name} is {found}, expected {expected} where poses are learned")
+        self.config, self.device, self.seed, self.started = config, device, config.seed, start is not None
+        self.keys = [video.key for video in videos]
+        self.per_step = settings.objects_per_step * settings.views_per_object
+        self.total = -(-settings.images_seen // self.per_step) * self.per_step
+        self.warmup, self.clip_norm, self.clip_value = settings.warmup_images, settings.clip_norm, settings.clip_value
+        self.counts = torch.tensor([video.train_frames for video in videos])
+        self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
+        self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
+        self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
+        h, w = self.masks.shape[1:]
+        require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
+        self.rays = [x.to(device) for x in fixed_camera(config.articulation, h).rays()]  # (1, h w, 3) each
+
+        torch.manual_seed(config.seed)
+        self.model = Autodecoder(config, len(videos)).to(device).to(memory_format=torch.channels_last_3d).train()
+        self.pose_model = PoseModel(config).to(device).train()
+        if start is not None:
+            grow(self.model, self.pose_model, start, rigid(config, config.articulation.rigid_images))
+        self.perceptual = perceptual_loss(settings, device)
+        groups = [
+            {"params": list(self.model.decoder.parameters()), "lr": settings.learning_rate},
+            {"params": list(self.model.embedding.parameters()), "lr": settings.embedding_learning_rate},
+            {"params": list(self.pose_model.parameters()), "lr": config.articulation.predictor_learning_rate},
+        ]
+        self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Videos (b,) and the frames (b, v) of each, without repetition, from the current random stream."""
+        chosen = torch.randperm(len(self.keys))[: self.settings.objects_per_step]
+        counts = self.counts[chosen, None]
+        order = torch.rand(len(chosen), int(counts.max())).masked_fill(torch.arange(int(counts.max())) >= counts, 2)
+        frames = order.argsort(dim=1)[:, : self.settings.views_per_object]
+        return chosen.to(self.device), (self.first[chosen, None] + frames).to(self.device)
+
+    def batch(self, clock: int) -> list[str]:
+        """Keys of the videos that the step draws, from the current random stream."""
+        return [self.keys[k] for k in self.draw()[0].tolist()]
+
+    def step(self, clock: int) -> dict[str, Tensor]:
+        settings, articulation = self.settings, self.config.articulation
+        objects, frames = self.draw()
+        b, v = frames.shape
+        target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
+        mask = self.masks[frames].flatten(0, 1).float() / 255
+        if clock < articulation.neutral_images and not self.started:
+            points2d, shares = self.pose_model.predictor(target), {}
+            poses = neutral(len(target), points2d.shape[1], device=self.device)
+        else:
+            found = self.pose_model(target)
+            poses, points2d, shares = found.poses, found.points2d, found.guard.shares
+        noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            volume = self.model(objects, noise)
+        lattice, h, w = ray_lattice(*mask.shape[1:], articulation.ray_stride)
+        origins, directions = (x[None, :, lattice.to(self.device)] for x in self.rays)
+        stratified_seed = int(torch.randint(2**31, ()))
+        seen = render_posed(
+            volume,
+            poses.unflatten(0, (b, v)),
+            origins,
+            directions,
+            settings.num_samples,
+            stratified_seed=stratified_seed,
+        )
+        lattice = lattice.to(self.device)
+        target_seen, mask_seen = (x.flatten(1, 2)[:, lattice].unflatten(1, (h, w)) for x in (target, mask))
+        colour, occupancy = (x.flatten(0, 1).unflatten(1, (h, w)) for x in (seen.colour, seen.occupancy))
+        losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen)
+        if articulation.equivariance_weight:
+            sigma = articulation.equivariance_sigma
+            losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(
+                self.pose_model.predictor, target, points2d, sigma
+            )
+        if articulation.projection_weight:
+            projected = self.pose_model.project(poses)
+            losses["projection"] = articulation.projection_weight * projection_loss(points2d, projected)
+        if articulation.pull_weight:
+            raw = seen.part_density / self.config.autodecoder.density_scale
+            losses["pull"] = articulation.pull_weight * pull_loss(poses, raw, articulation.pull_threshold)
+        loss = sum(losses.values())
+        loss.backward()
+        counted = shares() if shares else {}  # after backward, which the guard watches
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}, **counted}
+
+    def after_step(self, clock: int) -> None:
+        """Stage 1 has nothing to add: no EMA."""
+
+    def state(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "poses": self.pose_model}
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's record should say beside the usual."""
+        return {
+            "objects": self.keys,
+            "parts": self.config.autodecoder.lbs_channels,
+            "perceptual_network": self.settings.perceptual_network,
+            "renderer": "reference",
+            "parameters": sum(p.numel() for m in self.state().values() for p in m.parameters()),
+        }
+
+    def save(self, work: Path) -> None:
+        precision = getattr(torch, self.config.weights_precision)
+        metadata = {
+            "autodecoder": self.config.autodecoder,
+            "articulation": self.config.articulation,
+            "objects": self.keys,
+        }
+        save_weights(work / "autodecoder.safetensors", self.model, metadata, precision)
+        save_weights(work / "poses.safetensors", self.pose_model, metadata, precision)
+
+
+@torch.no_grad()
+def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experiment) -> None:
+    """Copy a run with one part (`config`) into models of N_p parts: its heat maps and keypoints go to every part.
+
+    So all parts start in that run's pose, and the picture is the one it had. The skinning logits keep the random
+    weights they were made with: were they copies, too, equal parts would get equal gradients and stay equal.
+    """
+    one, one_pose = load_autodecoder(start, config), load_pose_model(start, config)
+    device = pose_model.keypoints.raw.device
+    state, own = one.state_dict(), model.state_dict()
+    for name in ("decoder.head.weight", "decoder.head.bias"):
+        state[name] = torch.cat([state[name][:4].to(device), own[name][4:]])
+    model.load_state_dict(state)
+    state, parts = one_pose.state_dict(), pose_model.predictor.num_parts
+    for name in ("predictor.head.weight", "predictor.head.bias", "keypoints.raw"):
+        state[name] = state[name].repeat(parts, *(1,) * (state[name].ndim - 1))
+    pose_model.load_state_dict(state)
+
+
+def load_pose_model(run: Run, config: Experiment, device: torch.device | str = "cpu") -> PoseModel:
+    """The pose model of a finished run, in evaluation mode."""
+    model = PoseModel(config)
+    load_weights(run.weights("poses"), model)
+    return model.to(device).eval()

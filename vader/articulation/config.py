@@ -1,0 +1,64 @@
+"""The settings of poses that are learned from video; `profiles.py` has their smaller sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import require
+
+
+@dataclass(frozen=True)
+class ArticulationConfig:
+    """Poses that are learned from video alone (Sec. 3.2, B.1); read where autodecoder.lbs_channels, N_p, is above 0.
+
+    What the paper leaves open has UVA's value [63]. Lengths here are the camera's; half an edge of the canonical cube,
+    the unit everywhere else, is `margin` of them.
+    """
+
+    keypoints_per_axis: int = 5  # N_k = 5^3 = 125 points in each part, on a grid at first (B.1, UVA)
+    predictor_resolution: int = 64  # of the images that the 2D keypoint predictor sees (B.1)
+    predictor_channels: int = 32  # of its U-Net: doubled by each block down to predictor_max_channels (UVA)
+    predictor_max_channels: int = 1024
+    predictor_blocks: int = 5
+    temperature: float = 0.1  # of the soft-argmax (UVA)
+    field_of_view: float = 0.175  # radians, full angle (B.1)
+    near: float = 9.5  # the subject is between these depths (UVA)
+    far: float = 11.5
+    margin: float = 1.075  # the cube is larger than what lies between them by this (UVA's bound_inc)
+    equivariance_weight: float = 10.0  # keypoints move with the image (UVA)
+    equivariance_sigma: float = 0.1  # of the random affine maps (UVA)
+    projection_weight: float = 10.0  # 2D keypoints lie where the pose projects the 3D ones (UVA)
+    pull_weight: float = 200.0  # poses of parts that hold no density go to that of the largest part (UVA, stage two)
+    pull_threshold: float = 0.01  # mean raw density below which a part is pulled (UVA, stage two)
+    rigid_pull_weight: float = 10.0  # the same while there is one part (UVA, stage one)
+    rigid_pull_threshold: float = 0.1
+    rigid_images: int = 4_500_000  # images seen with one part before there are N_p; 0: N_p from the start
+    neutral_images: int = 0  # of them, the first ones are rendered in the neutral pose, while keypoints settle there
+    predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
+    ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
+
+    def __post_init__(self) -> None:
+        for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.keypoints_per_axis >= 2, "keypoints_per_axis is 1, expected at least 2: one point has no pose")
+        require(
+            self.predictor_resolution % 2**self.predictor_blocks == 0,
+            f"predictor_resolution {self.predictor_resolution} cannot be halved {self.predictor_blocks} times",
+        )
+        for name in ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
+        require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
+        terms = ("equivariance", "projection", "pull", "rigid_pull")
+        for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
+        require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")
+
+    @property
+    def keypoints(self) -> int:
+        """N_k."""
+        return self.keypoints_per_axis**3
+
+    @property
+    def distance(self) -> float:
+        """From the camera to the centre of the canonical cube, in halves of its edge."""
+        return (self.near + self.far) / 2 / self.margin

@@ -1,0 +1,52 @@
+"""What UVA [63] adds to the image losses so that keypoints and poses are learned (Sec. 3.2 builds on it).
+
+The paper keeps its procedure and names no weights; its foreground supervision (Eq. 2) takes the place of UVA's mask of
+another method. All terms are means, so that UVA's weights apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .poses import neutral, random_affine, warp_images, warp_points
+
+
+def equivariance_loss(predict: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, sigma: float) -> Tensor:
+    """Keypoints move with the image: mean |points - A predict(image o A)| over random affine maps A.
+
+    images: (n, h, w, 3); points: (n, p, k, 2), the prediction on them; sigma: of the maps' entries.
+    """
+    maps = random_affine(len(images), sigma).to(images.device)
+    moved = predict(warp_images(maps, images)).flatten(1, 2)
+    return (points.flatten(1, 2) - warp_points(maps, moved)).abs().mean()
+
+
+def projection_loss(points2d: Tensor, projected: Tensor) -> Tensor:
+    """2D keypoints lie where the pose projects the 3D ones: mean |difference|; both (n, p, k, 2) in [-1, 1]."""
+    return (points2d - projected).abs().mean()
+
+
+def pull_loss(poses: Tensor, part_density: Tensor, threshold: float) -> Tensor:
+    """Parts that hold hardly any density are pulled to the pose of the part that holds most, so that they can get some.
+
+    Where that part holds less than `threshold` itself, all are pulled to the neutral pose.
+
+    poses: (n, p, 3, 4); part_density: (p,), mean raw density of each part, without a gradient.
+    """
+    lacking = (threshold - part_density).clamp_min(0)
+    if part_density.max() < threshold:
+        target = neutral(1, 1, device=poses.device, dtype=poses.dtype)
+    else:
+        largest = int(part_density.argmax())
+        target = poses[:, largest : largest + 1].detach()
+    return (lacking * (poses - target).abs().mean(dim=(0, 2, 3))).mean()
+
+
+def ray_lattice(height: int, width: int, stride: int) -> tuple[Tensor, int, int]:
+    """Row-major indices of every `stride`-th pixel and row of an image, at a random offset; their rows and columns."""
+    dy, dx = torch.randint(stride, (2,)).tolist()
+    rows, columns = torch.arange(dy, height, stride), torch.arange(dx, width, stride)
+    return (rows[:, None] * width + columns).flatten(), len(rows), len(columns)

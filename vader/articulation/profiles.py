@@ -1,0 +1,69 @@
+"""What experiments on videos of articulated subjects add to a profile (`vader.profiles.experiment`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
+UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
+VIDEO_DATA = {  # profile -> data sets, settings of the data
+    ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
+    ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
+    ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
+}
+# What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
+# the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.
+SMALL_ARTICULATION = dict(predictor_learning_rate=2e-3, ray_stride=2)
+UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
+VIDEO_MODELS = {
+    "smoke": dict(
+        autodecoder=dict(lbs_channels=4),
+        reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2, clip_value=UVA_CLIP),
+        articulation=dict(
+            keypoints_per_axis=2,
+            predictor_resolution=16,
+            predictor_channels=4,
+            predictor_max_channels=16,
+            predictor_blocks=2,
+            rigid_images=320,
+            neutral_images=80,
+            **SMALL_ARTICULATION,
+        ),
+    ),
+    "laptop": dict(
+        autodecoder=dict(lbs_channels=10, max_channels=64, embedding_dim=32, attention_resolutions=()),
+        reconstruction=dict(
+            images_seen=40_000,
+            objects_per_step=4,
+            views_per_object=4,
+            num_samples=24,
+            learning_rate=2e-3,
+            perceptual_network="none",
+            perceptual_images=1,
+            density_noise_images=24_000,
+            precision="float32",
+            clip_value=UVA_CLIP,
+        ),
+        articulation=dict(
+            keypoints_per_axis=3,
+            predictor_resolution=32,
+            predictor_channels=8,
+            predictor_max_channels=128,
+            predictor_blocks=4,
+            rigid_images=40_000,
+            neutral_images=1_600,
+            **SMALL_ARTICULATION,
+        ),
+    ),
+    "gpu": dict(
+        autodecoder=dict(lbs_channels=10),
+        reconstruction=dict(clip_value=UVA_CLIP),
+        articulation=dict(rigid_images=500_000, neutral_images=20_000, **SMALL_ARTICULATION),
+    ),
+}
+
+
+def video_settings(profile: str, data: str) -> dict[str, dict[str, Any]]:
+    """{part of an experiment: settings} of a profile and a set of videos, in addition to the profile's own."""
+    return {"articulation": {}, **VIDEO_MODELS[profile], "data": UVA_CAMERA | VIDEO_DATA[profile, data]}
