@@ -402,3 +402,19 @@ def test_operators_keep_torchs_rules_on_cuda():
     out = render_forward(*arguments, None)
     torch.library.opcheck(render_forward, (arguments[0].clone().requires_grad_(), *arguments[1:], None))
     torch.library.opcheck(render_backward, (*arguments, out, torch.rand_like(out)), atol=1e-5, rtol=1e-4)
+
+
+@needs_numba
+def test_the_first_rendering_leaves_torch_its_number_of_threads():
+    """numba's OpenMP layer shares torch's library, and sets the number of threads when it starts."""
+    code = """
+import torch
+torch.set_num_threads(1)
+from test_fused import picture_and_gradient, render_rays_fused, scene
+picture_and_gradient(render_rays_fused, *scene(), 4)
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2", "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"]

@@ -56,8 +56,11 @@ def _numba_threads() -> int:
     """Have numba's next parallel loop take as many threads as torch does; that number."""
     import numba
 
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    wanted = torch.get_num_threads()
+    threads = min(wanted, numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(threads)
+    if torch.get_num_threads() != wanted:  # numba's first loop sets OpenMP's number, which is torch's, to its own
+        torch.set_num_threads(wanted)
     return threads
 
 
