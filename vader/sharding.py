@@ -71,6 +71,8 @@ def shape_moments(optimizer: torch.optim.Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
+            if not isinstance(value, Tensor):  # RAdam and others count their steps in a plain number
+                continue
             if value.shape == parameter.shape and _is_divided(parameter):
                 state[name] = _divided(value.contiguous(), parameter)
             elif value.shape == parameter.shape and value.stride() != parameter.stride():
