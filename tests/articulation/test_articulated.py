@@ -73,6 +73,8 @@ def test_poses_are_learned_on_one_rank(data, monkeypatch, tmp_path):
     config = tiny_articulated()
     with pytest.raises(ConfigError, match="poses are learned on one rank, but there are 2"):
         autodecoder_run(config, data, "cpu", ranks=2)
+    with pytest.raises(ConfigError, match="shard is 'fully', which divides weights among ranks, but there is 1"):
+        autodecoder_run(config, data, "cpu", shard=True)
     monkeypatch.setattr("vader.training.stages.current", lambda: Ranks(1, 3))
     with pytest.raises(ConfigError, match="on one rank, but there are 3; train stage 1 on one, stage 2 on any"):
         diffusion_run(config, data, "cpu")

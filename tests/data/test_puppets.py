@@ -15,7 +15,7 @@ import torch
 from vader.articulation.profiles import UVA_CAMERA
 from vader.checks import ConfigError
 from vader.config import DataConfig
-from vader.data import load_videos, prepare, puppets, truth_of
+from vader.data import load_videos, open_set, prepare, puppets, truth_of
 from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import LIGHT_RIG, Material, Primitive, cast, render, render_labelled
 from vader.data.video import NO_PART, video_camera
@@ -53,6 +53,7 @@ def test_a_set_is_prepared_once_and_then_loaded(root, monkeypatch):
         assert truth_of(first, video.key).names == puppets.puppet(0, index).names
     monkeypatch.setattr(puppets, "render_labelled", lambda *_: pytest.fail("rendered again"))
     assert prepare(TINY).pixel_checksum == first.pixel_checksum == load_videos(first.folder).pixel_checksum
+    assert open_set(first.folder).digest == first.digest, "as the ranks of a training open it"
 
 
 def test_figures_have_4_to_10_parts_and_differ():

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..checks import ConfigError, nearest, require
 from ..config import DataConfig
-from .prepared import DataError, SequenceSet
-from .sequence import Sequence, load_set
+from .prepared import DataError, SequenceSet, load_prepared
+from .sequence import SEQUENCES, Sequence, load_set
 from .shards import ShardedSet, load_shards
-from .video import Truth, Video, load_videos, truth_of
+from .video import VIDEOS, Truth, Video, load_videos, truth_of
 
 __all__ = [
     "DataError", "Sequence", "SequenceSet", "ShardedSet", "Truth", "Video", "load_set", "load_shards", "load_videos",
@@ -51,4 +51,6 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
 
 def open_set(folder: Path) -> SequenceSet | ShardedSet:
     """The complete set in a folder: in memory if it is a prepared one, its manifest if it is sharded."""
-    return load_shards(folder) if (Path(folder) / "manifest.jsonl").is_file() else load_set(folder)
+    return (
+        load_shards(folder) if (Path(folder) / "manifest.jsonl").is_file() else load_prepared(folder, SEQUENCES, VIDEOS)
+    )

@@ -229,8 +229,8 @@ def write_manifest(folder: Path, config: DataConfig, sources: dict[str, Any], ke
     partial.replace(folder / "manifest.json")
 
 
-def load_prepared(folder: Path, kind: Kind[Item]) -> SequenceSet[Item]:
-    """Load a complete prepared set into memory. Raises DataError naming what is missing, broken or altered."""
+def load_prepared(folder: Path, *kinds: Kind[Item]) -> SequenceSet[Item]:
+    """Load a complete prepared set, of one of these kinds. Raises DataError naming what is missing or altered."""
     folder, file = Path(folder), Path(folder) / "manifest.json"
     if not file.exists():
         raise DataError(f"{file}: manifest is missing, expected one in a prepared set; prepare it to the end first")
@@ -238,8 +238,10 @@ def load_prepared(folder: Path, kind: Kind[Item]) -> SequenceSet[Item]:
     if schema != SCHEMA_VERSION:
         raise DataError(f"{file}: field 'schema' is {schema!r}, expected {SCHEMA_VERSION}; prepare the set again")
     manifest = read_json(file, folder.name, ("name", "digest", "config", "sources", "pixel_checksum", "objects"))
-    if (found := manifest.get("kind", "sequences")) != kind.name:
-        raise DataError(f"{file}: holds {found}, expected {kind.name}")
+    found, known = manifest.get("kind", "sequences"), {kind.name: kind for kind in kinds}
+    if found not in known:
+        raise DataError(f"{file}: holds {found}, expected {' or '.join(known)}")
+    kind = known[found]
     for listed in manifest["objects"]:
         if not isinstance(listed, dict) or listed.keys() != {*FACTS, "pixels"}:
             raise DataError(f"{file}: field 'objects' lists {listed!r}, expected {', '.join(FACTS)}, pixels")

@@ -14,7 +14,7 @@ from ..config import Experiment
 from ..data import SequenceSet, ShardedSet
 from ..diffusion.denoising import Denoising
 from ..diffusion.text import text_digest, text_embeddings
-from ..distributed import Ranks, current, select_device
+from ..distributed import Ranks, current, require_several, select_device
 from ..runs import Run, RunError
 from .launch import train_on
 from .loop import fit
@@ -49,6 +49,7 @@ def autodecoder_run(
     Of an articulated experiment, `data` are videos, and poses are learned as well (`articulated_run`).
     """
     if config.articulated:
+        require_several(max(ranks, current().size), shard)
         return articulated_run(config, data, device, max_seconds, ranks, **options)
     name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
 
