@@ -102,7 +102,7 @@ PROFILES = {
         superresolution_channels=8, discriminator_channels=32, discriminator_base=256, density_points=100,
     ),
     "laptop": EG3DConfig(
-        images_seen=80_000, batch_size=8, num_samples=24, ema_half_life=2_000, latent_dim=64, style_dim=128,
+        images_seen=96_000, batch_size=8, num_samples=24, ema_half_life=2_000, latent_dim=64, style_dim=128,
         channels=64, channel_base=1024, plane_resolution=32, plane_channels=16, decoder_dim=32, rendering_resolution=24,
         resolution=48, superresolution_channels=24, discriminator_channels=64, discriminator_base=768,
         density_points=250, density_distance=0.02,
