@@ -82,7 +82,7 @@ def test_parts_are_rigid_joints_stay_joined_and_motion_is_smooth():
 
 
 def test_motion_is_band_limited_and_a_prefix_of_longer_motion():
-    draw = puppets._Draw(0, 3)
+    draw = puppets._draw(0, 3)
     long = puppets.curve(draw, "head 1", 4096)
     assert np.array_equal(long[:8], puppets.curve(draw, "head 1", 8)) and np.abs(long).max() <= 1
     power = np.abs(np.fft.rfft(long * np.hanning(4096))) ** 2
@@ -95,7 +95,7 @@ def test_left_and_right_limbs_mirror_each_other():
     """The same angles left and right put the hands at mirrored places."""
     angles = np.array([[20.0], [10.0], [30.0]])
     mirror = np.diag([-1.0, 1, 1])
-    left, right = (puppets._rotations(np.radians(a))[0] for a in (angles, angles * [[1], [-1], [-1]]))
+    left, right = (puppets.rotations(np.radians(a))[0] for a in (angles, angles * [[1], [-1], [-1]]))
     assert np.allclose(mirror @ left @ mirror, right)
 
 

@@ -7,10 +7,14 @@ from typing import Any
 
 # train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
 UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
+VIDEO_SETS = ("puppets", "people_heads", "people_bodies")
 VIDEO_DATA = {  # profile -> data sets, settings of the data
     ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
-    ("laptop", "puppets"): dict(train_views=56, heldout_views=8, resolution=64),
-    ("gpu", "puppets"): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128),
+    **{("laptop", name): dict(train_views=56, heldout_views=8, resolution=64) for name in VIDEO_SETS},
+    **{
+        ("gpu", name): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128)
+        for name in VIDEO_SETS
+    },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
 # the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.

@@ -25,6 +25,8 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "furniture_chairs": "furniture",
     "furniture_tables": "furniture",
     "puppets": "puppets",
+    "people_heads": "people",
+    "people_bodies": "people",
     "celebv_text": "celebv_text",
 }
 

@@ -10,7 +10,6 @@ are held out.
 from __future__ import annotations
 
 import colorsys
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 
 from ..config import DataConfig
-from .factors import colour_name, hashed_uniform
+from .factors import colour_name
+from .motion import CYCLES, Draw, curve, rotations
 from .preparation import prepare_set
 from .prepared import SequenceSet
 from .raycast import LIGHT_RIG, Material, Primitive, render_labelled
@@ -44,8 +44,6 @@ JOINTS: dict[str, tuple[str | None, tuple[float, float, float], tuple[float, flo
 }
 LIMBS = ((1, 0), (0, 1), (1, 1), (2, 0), (0, 2), (1, 2), (2, 1), (2, 2))  # pieces of each arm, of each leg
 STYLES = ("round", "box", "ball")
-CYCLES = (1 / 64, 1 / 16)  # per frame, range of the motion's frequencies
-SINUSOIDS = 3
 SIZES = {  # ranges in metres; widths are half-widths
     "torso_height": (0.45, 0.60), "torso_width": (0.19, 0.26), "torso_depth": (0.12, 0.17), "head": (0.14, 0.19),
     "arm": (0.40, 0.55), "arm_width": (0.06, 0.08), "leg": (0.45, 0.70), "leg_width": (0.08, 0.11),
@@ -62,29 +60,13 @@ class Puppet:
     caption: str
 
 
-class _Draw:
-    """Random numbers of one puppet, each a function of (seed, index, name)."""
-
-    def __init__(self, seed: int, index: int) -> None:
-        self.prefix = f"{NAME}/{seed}/{index}"
-
-    def unit(self, name: str) -> float:
-        return hashed_uniform(f"{self.prefix}/{name}")
-
-    def choice(self, name: str, options):
-        return options[int(self.unit(name) * len(options))]
-
-    def within(self, name: str, limits: tuple[float, float]) -> float:
-        return limits[0] + (limits[1] - limits[0]) * self.unit(name)
-
-    def colour(self, name: str, saturation=(0.3, 0.9), value=(0.55, 0.95)) -> tuple[float, float, float]:
-        limits = {"hue": (0.0, 1.0), "saturation": saturation, "value": value}
-        return colorsys.hsv_to_rgb(*(self.within(f"{name} {k}", v) for k, v in limits.items()))
+def _draw(seed: int, index: int) -> Draw:
+    return Draw(f"{NAME}/{seed}/{index}")
 
 
 def puppet(seed: int, index: int) -> Puppet:
     """The figure of a video. Left is the puppet's own left, +x as it faces the camera (+z), y up."""
-    draw = _Draw(seed, index)
+    draw = _draw(seed, index)
     size = {name: draw.within(name, limits) for name, limits in SIZES.items()}
     arm_pieces, leg_pieces = draw.choice("limbs", LIMBS)
     style = draw.choice("style", STYLES)
@@ -124,7 +106,7 @@ def puppet(seed: int, index: int) -> Puppet:
     return Puppet(names, joints, solids, caption)
 
 
-def _cloth(draw: _Draw, name: str) -> Material:
+def _cloth(draw: Draw, name: str) -> Material:
     pattern = draw.choice(f"{name} pattern", ("plain", "stripes", "checker"))
     return Material(draw.colour(name), pattern, draw.within(f"{name} frequency", (3, 6)), 0.45)
 
@@ -177,20 +159,9 @@ def _limb(style: str, length: float, radius: float, material: Material) -> list[
 # ---------------------------------------------------------------------------------------- motion
 
 
-def curve(draw: _Draw, name: str, frames: int) -> np.ndarray:
-    """A smooth signal (frames,) within [-1, 1]: sinusoids of random share, frequency (within CYCLES) and phase."""
-    time, share = np.arange(frames), [0.3 + draw.unit(f"{name} share {k}") for k in range(SINUSOIDS)]
-    waves = (
-        share[k]
-        * np.sin(2 * math.pi * (draw.within(f"{name} cycles {k}", CYCLES) * time + draw.unit(f"{name} phase {k}")))
-        for k in range(SINUSOIDS)
-    )
-    return sum(waves) / sum(share)
-
-
 def pose_parts(figure: Puppet, seed: int, index: int, frames: int) -> np.ndarray:
     """Part-to-world matrices (frames, p, 4, 4) of a puppet in its own measures, pelvis near the origin."""
-    draw = _Draw(seed, index)
+    draw = _draw(seed, index)
     poses: dict[str, np.ndarray] = {}
     for name in figure.names:
         parent, rest, amplitude = JOINTS[name]
@@ -200,29 +171,12 @@ def pose_parts(figure: Puppet, seed: int, index: int, frames: int) -> np.ndarray
         if name.startswith("right"):
             angles[1:] *= -1
         local = np.tile(np.eye(4), (frames, 1, 1))
-        local[:, :3, :3] = _rotations(np.radians(angles))
+        local[:, :3, :3] = rotations(np.radians(angles))
         local[:, :3, 3] = figure.joints[name]
         if parent is None:
             local[:, :3, 3] += 0.08 * np.stack([curve(draw, f"root {k}", frames) for k in range(3)], axis=1)
         poses[name] = local if parent is None else poses[parent] @ local
     return np.stack([poses[name] for name in figure.names], axis=1)
-
-
-def _rotations(angles: np.ndarray) -> np.ndarray:
-    """(t, 3, 3) of angles (3, t) in radians about x, y and z: R_y R_x R_z."""
-    (cx, cy, cz), (sx, sy, sz), one, zero = (
-        np.cos(angles),
-        np.sin(angles),
-        np.ones(angles.shape[1]),
-        np.zeros(angles.shape[1]),
-    )
-    rows = {
-        "x": [[one, zero, zero], [zero, cx, -sx], [zero, sx, cx]],
-        "y": [[cy, zero, sy], [zero, one, zero], [-sy, zero, cy]],
-        "z": [[cz, -sz, zero], [sz, cz, zero], [zero, zero, one]],
-    }
-    x, y, z = (np.moveaxis(np.array(rows[axis]), 2, 0) for axis in "xyz")
-    return y @ x @ z
 
 
 def place(figure: Puppet, poses: np.ndarray) -> tuple[list[list[Primitive]], list[int], np.ndarray]:
