@@ -83,6 +83,7 @@ CLIP_JOINTS: dict[str, tuple[str | None, int]] = {
     "left_hip": ("root", 4), "left_knee": ("left_hip", 1), "left_ankle": ("left_knee", 4),
     "left_shoulder": ("chest", 4), "left_elbow": ("left_shoulder", 1),
 }  # fmt: skip
+SEAM_SPEED = 150.0  # degrees per second
 FRAME_NUMBERS = 4 + sum(numbers for _, numbers in CLIP_JOINTS.values())
 # Clip axes (forward, up, right) to ours (left, up, forward).
 TO_OURS = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -146,14 +147,23 @@ def read_clip(path: Path) -> Clip:
         own = numbers[:, column : column + count]
         column += count
         if count == 4:
-            if (np.abs(np.linalg.norm(own, axis=1) - 1) > 0.1).any():
-                raise DataError(f"{path}: the quaternion of {name} is not of length 1, expected (w, x, y, z)")
+            length = np.linalg.norm(own, axis=1)
+            if (np.abs(length - 1) > 0.5).any():  # PyBullet's kick has one of length 0.58
+                worst = int(np.abs(length - 1).argmax())
+                raise DataError(
+                    f"{path}: frame {worst}: the quaternion of {name} has length {length[worst]:.2f}, expected about 1"
+                )
             turned = Rotation.from_quat(own[:, [1, 2, 3, 0]]).as_matrix()
         else:
-            turned = Rotation.from_euler("z", own[:, 0]).as_matrix()
+            turned = Rotation.from_rotvec(own * [[0.0, 0.0, 1.0]]).as_matrix()
         joints[name] = Rotation.from_matrix(TO_OURS @ turned @ TO_OURS.T)
-    times = np.concatenate([[0], np.cumsum(numbers[:-1, 0])])
-    return Clip(times, numbers[:, 2], joints, stored["Loop"] == "wrap")
+    times, height, wraps = np.concatenate([[0], np.cumsum(numbers[:-1, 0])]), numbers[:, 2], stored["Loop"] == "wrap"
+    if wraps:  # back to the first frame no faster than SEAM_SPEED: the clips' ends do not quite meet
+        seam = max((r[-1].inv() * r[0]).magnitude() for r in joints.values())
+        times = np.append(times, times[-1] + max(numbers[0, 0], seam / math.radians(SEAM_SPEED)))
+        height = np.append(height, height[0])
+        joints = {name: Rotation.concatenate([r, r[0]]) for name, r in joints.items()}
+    return Clip(times, height, joints, wraps)
 
 
 _WHERE = (

