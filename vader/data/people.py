@@ -229,11 +229,11 @@ def albedo(who: Person, regions: dict[str, np.ndarray], height: np.ndarray) -> n
         colours[:] += np.clip(strength, 0, 1)[:, None] * (np.array(colour) - colours)
 
     paint(0.75 * tone * (1.0, 0.72, 0.72) + (0.1, 0, 0.02), 0.8 * regions["lips"])
-    paint((0.25, 0.06, 0.06), regions["mouth"])
+    paint((0.34, 0.12, 0.11), regions["mouth"])
     paint(who.hair, 0.75 * regions["beard"] * who.beard)
     paint(0.8 * np.array(who.hair), 0.7 * regions["brow"])
     paint(who.hair, regions["scalp"])
-    for name, colour in (("eyeball", (0.93, 0.92, 0.9)), ("iris", who.iris), ("pupil", (0.03, 0.03, 0.03))):
+    for name, colour in (("eyeball", (0.93, 0.92, 0.9)), ("iris", who.iris), ("pupil", (0.08, 0.08, 0.08))):
         paint(colour, regions[name])
     paint(who.trousers, regions["trousers"] * (1 - (who.shorts & (regions["calf"] > 0.4))))
     shade = 1 - 0.5 * (np.sin(2 * np.pi * who.stripes * height) > 0) if who.stripes else np.ones(len(height))

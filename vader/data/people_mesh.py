@@ -204,7 +204,8 @@ def _regions(body: BodyModel, data: Path) -> dict[str, np.ndarray]:
     below_neck = heads[body.bone("neck01"), 1] - rest[:, 1] - 0.25 * np.maximum(rest[:, 2], 0)
     arms = sum(weight[f"{side}_{limb}"] for side in ("left", "right") for limb in ("arm", "forearm"))
     legs = sum(weight[f"{side}_{limb}"] for side in ("left", "right") for limb in ("leg", "shin"))
-    along = _along_arm(rest, heads, body)
+    hand = parts_of_bones(body.labels, body.parents, {"": "root", "left": "wrist.L", "right": "wrist.R"}) > 0
+    along = np.where(body.weights[:, hand].sum(1) > 0.5, 3.0, _along_arm(rest, heads, body))
     waist = heads[0, 1] + 0.06
     foot = sum(body.weights[:, [k for k, p in enumerate(body.labels) if p.startswith(("foot", "toe"))]].sum(1)[None])
     trousers = np.clip(np.maximum(legs, (rest[:, 1] < waist) * weight["torso"]) * 2 - 0.5, 0, 1) * (arms < 0.5)
