@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import json
 import math
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,9 +174,10 @@ _WHERE = (
 
 
 def clip_folder(source: Path | str | None = None) -> Path:
-    """Where the clips are: `source`, or in the installed package `pybullet_data`, which is not imported. Raises
-    DataError where there is no such folder."""
-    if source is not None:
+    """Where the clips are: `source`, $VADER_MOTIONS, or in the installed package `pybullet_data`, which is not
+    imported. Raises DataError where there is no such folder."""
+    source = source or os.environ.get("VADER_MOTIONS")
+    if source:
         folder = Path(source)
     else:
         package = find_spec("pybullet_data")

