@@ -6,6 +6,7 @@ A small stand-in for anny's body lets the whole pipeline run without it; tests w
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -109,7 +110,7 @@ def body(monkeypatch):
 
 
 @pytest.fixture
-def clips(tmp_path):
+def clips(tmp_path, monkeypatch):
     """A folder of clips in which arms swing and the root turns."""
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -120,7 +121,9 @@ def clips(tmp_path):
             turned = {"root": [np.cos(half), 0, np.sin(half), 0], "left_shoulder": [np.cos(half), 0, 0, np.sin(half)]}
             own = [turned.get(j, [1.0, 0, 0, 0] if n == 4 else [0.1]) for j, (_, n) in CLIP_JOINTS.items()]
             frames.append([0.1, 0.0, 0.9 + 0.02 * np.sin(k), 0.0, *(float(x) for part in own for x in part)])
-        (folder / f"humanoid3d_{name}.txt").write_text(json.dumps({"Loop": "none", "Frames": frames}))
+        file = folder / f"humanoid3d_{name}.txt"
+        file.write_text(json.dumps({"Loop": "none", "Frames": frames}))
+        monkeypatch.setitem(people.CLIPS, name, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
     return folder
 
 
@@ -187,7 +190,7 @@ def test_faces_move_left_and_right_together_and_gaze_with_both_eyes():
 
 
 def test_a_clip_is_turned_to_the_camera(clips):
-    clip = read_clip(clips / f"humanoid3d_{people.CLIPS[0]}.txt")
+    clip = read_clip(clips / f"humanoid3d_{list(people.CLIPS)[0]}.txt")
     turns = []
     for index in range(8):
         _, world = people.body_motion(clip, 0, index, 64)
@@ -399,7 +402,10 @@ def test_bad_input_is_refused_before_rendering(root, clips, monkeypatch):
         people.prepare(dataclasses.replace(TINY, name="puppets"))
     with pytest.raises(DataError, match="nowhere: no such folder of motion clips"):
         prepare(BODIES, source=root / "nowhere")
-    broken = clips / f"humanoid3d_{people.CLIPS[-1]}.txt"
+    broken = clips / f"humanoid3d_{list(people.CLIPS)[-1]}.txt"
+    broken.write_text(broken.read_text() + " ")
+    with pytest.raises(DataError, match=f"{broken.name}: SHA-256 begins .*, expected .*, the clip of PyBullet 3.2.7"):
+        prepare(BODIES, source=clips)
     broken.write_text(json.dumps({"Loop": "none", "Frames": [[0.1] * 43] * 2}))
     with pytest.raises(DataError, match=f"{broken.name}: frame 0 has 43 numbers, expected 44"):
         prepare(BODIES, source=clips)

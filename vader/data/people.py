@@ -8,6 +8,7 @@ move are hashed draws, so that video i is the same whatever the size of the set;
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .people_mesh import (
     skin,
 )
 from .preparation import SetWriter, prepare_set
-from .prepared import SequenceSet
+from .prepared import DataError, SequenceSet
 from .raycast import LIGHT_RIG
 from .video import VIDEOS, Truth, Video, check_video_settings, part_poses, train_share, video_camera
 
@@ -50,7 +51,15 @@ BODY_TURN = 50.0  # degrees about y, beside what a clip turns
 FACE_CYCLES = (1 / 32, 1 / 8)  # per frame
 CLIP_LEG = 0.83  # metres from hip to ankle of the clips' humanoid
 FRAME_TIME = 1 / 30  # seconds of a clip from frame to frame
-CLIPS = ("walk", "run", "dance_a", "dance_b", "punch", "jump", "spinkick")  # in which people stay upright
+CLIPS = {  # in which people stay upright; the first digits of the files' SHA-256, as in PyBullet 3.2.7
+    "walk": "32d082c3599bc40a",
+    "run": "2cbe488023b243e5",
+    "dance_a": "15ef3731f594edc9",
+    "dance_b": "b5a9d7a3f2304f62",
+    "punch": "1ab4b654cecdb4ff",
+    "jump": "a433557e94b193d8",
+    "spinkick": "60ec9c200d96e0cd",
+}
 # Largest strength of the facial actions whose names begin so; left and right go together. Others stay at 0.
 ACTIONS = {
     "jawOpen": 0.6, "jawForward": 0.2, "mouthSmile": 0.7, "mouthFunnel": 0.5, "mouthPucker": 0.5, "mouthFrown": 0.4,
@@ -232,7 +241,7 @@ def object_key(index: int) -> str:
 
 def clip_name(seed: int, index: int) -> str:
     """The motion clip that moves the body of video `index`."""
-    return person_draw(seed, index).choice("clip", CLIPS)
+    return person_draw(seed, index).choice("clip", list(CLIPS))
 
 
 def render_object(job: tuple[DataConfig, int, Path | None]) -> tuple[Video, Truth]:
@@ -301,11 +310,21 @@ def _clip(name: str, folder: Path | None) -> Path:
     return clip_folder(folder) / f"humanoid3d_{name}.txt"
 
 
+def check_clips(folder: Path) -> None:
+    """Raise DataError unless the clips of `folder` are those that the digest of the set stands for."""
+    for name, expected in CLIPS.items():
+        file = _clip(name, folder)
+        read_clip(file)
+        found = hashlib.sha256(file.read_bytes()).hexdigest()[: len(expected)]
+        if found != expected:
+            raise DataError(f"{file}: SHA-256 begins {found}, expected {expected}, the clip of PyBullet 3.2.7")
+
+
 def prepare(
     config: DataConfig, workers: int | None = None, root: Path | None = None, source: Path | str | None = None
 ) -> SequenceSet[Video]:
     """Load or render the people. workers: processes, by default one per available core where there is much to do, each
-    of about 1 GB. source: folder of the motion clips, by default that of the installed PyBullet (bodies).
+    of about 2 GB. source: folder of the motion clips, by default that of the installed PyBullet (bodies).
 
     Raises ConfigError for settings that no video can have, ImportError without anny where there is something to
     render, and DataError for clips or an anny that cannot be used, or where the folder cannot be written.
@@ -318,8 +337,7 @@ def prepare(
     folder = None
     if config.name == "people_bodies":
         folder = clip_folder(source)
-        for name in CLIPS:
-            read_clip(_clip(name, folder))
+        check_clips(folder)
     jobs = {object_key(i): (config, i, folder) for i in range(count)}
     writer.pending(list(jobs))  # that the folder can be written to, before anny reads its assets
     load_body()  # in this process first, so that workers find what anny keeps of its assets
