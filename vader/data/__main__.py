@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
         "--source",
-        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder",
+        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder; "
+        "people_bodies: folder of motion clips",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
