@@ -35,7 +35,8 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     """The data set that `config` describes: loaded if it is prepared, rendered first if not.
 
     options go to the reader: `workers` (processes), `source` (furniture: where the models are; celebv_text: where the
-    video files are; people_bodies: where the motion clips are), and `objects_per_shard`, which makes it a sharded set of tars.
+    video files are; people_bodies: where the motion clips are), and `objects_per_shard`, which makes it a sharded set
+    of tars.
     Raises ConfigError for an unknown name or an option that its reader does not take, and DataError for data that
     cannot be used.
     """
