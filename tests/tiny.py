@@ -10,7 +10,7 @@ from vader.articulation.poses import compose, fixed_camera
 from vader.articulation.skinning import posed_views
 from vader.config import Experiment
 from vader.data import Sequence, SequenceSet, Truth, Video
-from vader.data.video import NO_PART
+from vader.data.video import NO_PART, stored_normals
 from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
 
@@ -79,7 +79,8 @@ def toys(config: Experiment, videos: int = 4, test_videos: int = 1) -> tuple[Seq
         parts = torch.where(seen["occupancy"][0] < 0.5, NO_PART, seen["parts"][0].argmax(-1)).to(torch.uint8)
         matrices = torch.eye(4).repeat(frames, 2, 1, 1)
         matrices[:, :, :3] = compose(camera.world_to_camera[0], poses)
-        truths[video.key] = Truth(parts, matrices, camera.intrinsics[0], ("body", "arm")).validate(video)
+        normals = stored_normals(seen["normals"][0])
+        truths[video.key] = Truth(parts, matrices, camera.intrinsics[0], ("body", "arm"), normals).validate(video)
         sequences.append(video)
     data_set = SequenceSet("toys", "2" * 64, tuple(sequences), data.train_views, data.heldout_views, None, "3" * 64)
     return data_set, truths

@@ -211,12 +211,13 @@ def test_poses_that_are_the_truth_in_another_frame_have_no_error(animator, toy, 
     video = data[0]
     masks = video.masks.float() / 255
     parts = torch.nn.functional.one_hot(truth.parts.long().clamp(max=1), 2).float()
-    clip = Clip(video.frames.float() / 255, masks, masks, masks[..., None], parts, world)
+    normals = truth.normals / 127.5 - 1
+    clip = Clip(video.frames.float() / 255, masks, masks, normals, parts, world)
     monkeypatch.setattr(evaluation.Animator, "reconstruct", lambda self, key: clip)
     assert common_root_errors(animator, truths.get, ["toy-0"]).max() < 1e-3
     unseen = dataclasses.replace(clip, occupancy=0 * masks)
     scores = score_video(animator, video, truth)
-    assert scores.iou == 1 and scores.ari == 1
+    assert scores.iou == 1 and scores.ari == 1 and scores.normals_deg < 1e-3
     assert max(scores.part_rotation_deg) < 1e-3 and max(scores.part_translation) < 1e-4
     monkeypatch.setattr(evaluation.Animator, "reconstruct", lambda self, key: unseen)
     scores = score_video(animator, video, truth)

@@ -34,8 +34,8 @@ def turned_boxes():
 
 def test_masks_and_parts_are_those_of_the_ray_caster():
     solids, vertices, faces, labels = turned_boxes()
-    _, masks, parts = render_labelled(solids, [3, 1], CAMERA, 4)
-    _, mask, part = render_mesh(vertices, faces, np.ones((16, 3)), labels, CAMERA, 4)
+    _, masks, parts, _ = render_labelled(solids, [3, 1], CAMERA, 4)
+    _, mask, part, _ = render_mesh(vertices, faces, np.ones((16, 3)), labels, CAMERA, 4)
     assert mask.max() == 255 and set(np.unique(part)) == {1, 3, NO_PART}
     assert (masks[0].numpy() != mask).mean() < 0.01, "only where a ray meets an edge"
     assert np.abs(masks[0].numpy().astype(int) - mask).max() <= 16, "by one of 16 rays"
@@ -48,8 +48,10 @@ def test_the_order_of_faces_does_not_matter():
     albedo = np.random.default_rng(1).uniform(size=(16, 3))
     first = render_mesh(vertices, faces, albedo, labels, CAMERA, 2)
     order = np.random.default_rng(2).permutation(len(faces))
-    for a, b in zip(first, render_mesh(vertices, faces[order], albedo, labels[order], CAMERA, 2), strict=True):
+    *pictures, normals = render_mesh(vertices, faces[order], albedo, labels[order], CAMERA, 2)
+    for a, b in zip(first, pictures, strict=False):
         assert np.array_equal(a, b)
+    assert np.allclose(first[3], normals), "up to the order in which a vertex adds up its faces"
 
 
 def test_colours_are_interpolated_in_space_and_not_in_the_picture():
@@ -57,12 +59,13 @@ def test_colours_are_interpolated_in_space_and_not_in_the_picture():
     corner = np.array([[-0.5, -0.9, 1.5], [0.5, -0.9, -1.5], [0.5, 0.9, -1.5], [-0.5, 0.9, 1.5]])
     albedo = np.repeat(corner[:, :1] + 0.5, 3, axis=1)
     faces = np.array([[0, 1, 2], [0, 2, 3]])
-    image, mask, _ = render_mesh(corner, faces, albedo, np.zeros(2), CAMERA, 1)
+    image, mask, _, normals = render_mesh(corner, faces, albedo, np.zeros(2), CAMERA, 1)
     tangent = (np.arange(24) + 0.5 - 12) / CAMERA.intrinsics[0, 0, 0].item()  # x / depth, depth = 10.5 - z = 10.5 + 3 x
     x = 10.5 * tangent / (1 - 3 * tangent)
     inside = mask[12] > 0
     lit = light(vertex_normals(corner, faces))[0]
     assert inside.sum() > 8 and np.allclose(image[12, inside, 0], 255 * lit * (x[inside] + 0.5), atol=0.6)
+    assert np.allclose(normals[12, inside], vertex_normals(corner, faces)[0]) and not normals[12, ~inside].any()
 
 
 def test_light_is_that_of_the_ray_caster():

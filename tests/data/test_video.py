@@ -29,6 +29,7 @@ from vader.data.video import (
     load_videos,
     part_poses,
     save_video,
+    stored_normals,
     train_share,
     truth_of,
     video_camera,
@@ -55,8 +56,8 @@ def clip(index: int = 0, frames: int = 4) -> tuple[Video, Truth]:
     turns *= np.linalg.det(turns)[..., None, None]
     poses = np.concatenate([turns, rng.normal(size=(frames, 2, 3, 1))], axis=-1)
     parts = torch.from_numpy(rng.choice([0, 1, NO_PART], (frames, 6, 6)).astype(np.uint8))
-    camera = video_camera(CONFIG)
-    return video, Truth(parts, part_poses(poses, camera), camera.intrinsics[0], ("head", "torso"))
+    camera, normals = video_camera(CONFIG), stored_normals(torch.from_numpy(rng.uniform(-1, 1, (frames, 6, 6, 3))))
+    return video, Truth(parts, part_poses(poses, camera), camera.intrinsics[0], ("head", "torso"), normals)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from vader.metrics.poses import (
     adjusted_rand_index,
     match_parts,
     nearest_rotation,
+    normal_error,
     pose_errors,
     rotation_angle,
     silhouette_iou,
@@ -124,6 +125,20 @@ def test_silhouettes():
     assert silhouette_iou(a, b).tolist() == pytest.approx([1, 1 / 3])
     with pytest.raises(MetricError, match="image 0: neither silhouette has a pixel"):
         silhouette_iou(a * 0, b * 0)
+
+
+def test_normals_are_compared_by_angle_where_both_are_shown():
+    truth = torch.tensor([0.0, 0, 1]).expand(2, 2, 2, 3)
+    normals = truth.clone()
+    normals[0, 0, 0] = torch.tensor([0.0, 3, 0])  # 90 degrees, whatever its length
+    normals[0, 1, 1] = torch.tensor([0.0, 0, -0.1])  # 180 degrees, but not shown
+    normals[1] = torch.tensor([0.0, 1, 3**0.5])
+    shown = torch.ones(2, 2, 2, dtype=torch.bool)
+    shown[0, 1, 1] = False
+    assert normal_error(normals, truth, shown).tolist() == pytest.approx([30, 30])
+    assert normal_error(normals, truth, torch.zeros_like(shown)).isnan().all()
+    with pytest.raises(MetricError, match="normals, truth and shown are"):
+        normal_error(normals, truth, shown[:1])
 
 
 @pytest.mark.parametrize(

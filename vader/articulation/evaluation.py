@@ -18,7 +18,7 @@ from ..data import Truth, Video
 from ..data.video import NO_PART
 from ..diffusion.sampling import object_generators
 from ..metrics.images import psnr
-from ..metrics.poses import adjusted_rand_index, match_parts, pose_errors, silhouette_iou
+from ..metrics.poses import adjusted_rand_index, match_parts, normal_error, pose_errors, silhouette_iou
 from .animation import Animator, Clip
 from .poses import PoseError, compose, fixed_camera
 
@@ -36,6 +36,7 @@ class VideoScores:
     iou: float  # of silhouettes on held-out frames
     psnr: float  # dB, on held-out frames
     psnr_foreground: float
+    normals_deg: float  # mean angle to the true normals on held-out frames, where both silhouettes are
     ari: float  # of learned against true parts, over the foreground of all frames
     root_rotation_deg: float  # of the learned part that covers most of the root, one alignment for this video
     root_translation: float  # in the truth's units, half an edge of its cube
@@ -51,6 +52,7 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
     held = slice(video.train_frames, None)
     frames, masks = video.frames[held].float() / 255, video.masks[held].float() / 255
     learned, true = part_labels(clip, truth)
+    both = (clip.occupancy >= 0.5) & (truth.parts != NO_PART)
     matches = match_parts(learned, true, truth.poses.shape[1])
     cameras = part_cameras(animator, clip.poses)
     errors = [
@@ -63,6 +65,7 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
         silhouette_iou(clip.occupancy[held], masks).mean().item(),
         psnr(clip.colour[held], frames).mean().item(),
         psnr(clip.colour[held], frames, masks).mean().item(),
+        normal_error(clip.normals[held], truth.normals[held] / 127.5 - 1, both[held]).nanmean().item(),
         adjusted_rand_index(learned, true) if len(true) else 0.0,
         rotation[ROOT],
         translation[ROOT],

@@ -35,10 +35,10 @@ from .people_mesh import (
 from .preparation import SetWriter, prepare_set
 from .prepared import DataError, SequenceSet
 from .raycast import LIGHT_RIG
-from .video import VIDEOS, Truth, Video, check_video_settings, part_poses, train_share, video_camera
+from .video import VIDEOS, Truth, Video, check_video_settings, part_poses, stored_normals, train_share, video_camera
 
 NAMES = ("people_heads", "people_bodies")
-PEOPLE_VERSION = 1  # raised whenever people, motion or shading change
+PEOPLE_VERSION = 2  # raised whenever people, motion or shading change
 ANNY_VERSIONS = "0.6"
 HALF_EXTENT = 0.8  # bodies: of the bounding box of all frames
 HEAD_HEIGHT = (1.15, 1.3)  # chin to crown without hair, in units of the cube; the picture shows 1.84
@@ -289,7 +289,7 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
         render_mesh(vertices, figure.faces, figure.colours, figure.labels, camera, config.supersampling)
         for vertices in scale * (posed + shift[:, None])
     ]
-    frames, masks, parts = (torch.from_numpy(np.stack(layer)) for layer in zip(*pictures, strict=True))
+    frames, masks, parts, normals = (torch.from_numpy(np.stack(layer)) for layer in zip(*pictures, strict=True))
     own = [body.bone(label) for label in figure.roots.values()]
     rigid = np.tile(np.eye(4), (count, len(own), 1, 1))
     rigid[..., :3, :3], rigid[..., :3, 3] = rotation[:, own], scale * (joint[:, own] + shift[:, None])
@@ -303,7 +303,8 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
         caption=who.caption,
         attributes=attributes | ({} if heads else {"clip": clip_name(config.seed, motion)}),
     )
-    return video, Truth(parts, part_poses(rigid, camera), camera.intrinsics[0], tuple(figure.roots))
+    names = tuple(figure.roots)
+    return video, Truth(parts, part_poses(rigid, camera), camera.intrinsics[0], names, stored_normals(normals))
 
 
 def _clip(name: str, folder: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Exact images, masks and part maps of triangle meshes with coloured vertices, by a z-buffer compiled by numba.
+"""Exact images, masks, parts and normals of triangle meshes with coloured vertices, by a z-buffer compiled by numba.
 
 One sample per sub-pixel centre and a box filter, as in `raycast`; light is `raycast.LIGHT_RIG` without the highlight,
 evaluated at the vertices. It needs no graphics driver, and the same mesh gives the same bits in every process.
@@ -26,8 +26,9 @@ def light(normals: np.ndarray) -> np.ndarray:
 
 def render_mesh(
     vertices: np.ndarray, faces: np.ndarray, albedo: np.ndarray, labels: np.ndarray, camera: Cameras, supersampling: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One picture of a mesh: image (h, w, 3), mask (h, w) and the label most of a pixel's hits have (h, w), all uint8.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One picture of a mesh: image (h, w, 3), mask (h, w), the label most of a pixel's hits have (h, w), all uint8; and
+    the mean of the vertices' normals over its hits, in the world, (h, w, 3) float64, 0 without any.
 
     vertices (n, 3) in the world; faces (f, 3), drawn from both sides; albedo (n, 3) in [0, 1]; labels (f,) uint8 below
     NO_PART, which is where nothing is hit; of labels hit equally often the lowest. camera: a single one without skew.
@@ -37,15 +38,16 @@ def render_mesh(
     seen = vertices @ pose[:, :3].T + pose[:, 3]
     fine = (seen @ k.T)[:, :2] / seen[:, 2:] * supersampling
     points = np.column_stack([fine, 1 / seen[:, 2]])
-    colours = np.clip(albedo * light(vertex_normals(vertices, faces))[:, None], 0, 1)
+    normals = vertex_normals(vertices, faces)
+    layers = np.column_stack([np.clip(albedo * light(normals)[:, None], 0, 1), normals])
     h, w = camera.height, camera.width
-    return _draw(points, faces.astype(np.int32), colours, labels.astype(np.uint8), h, w, supersampling)
+    return _draw(points, faces.astype(np.int32), layers, labels.astype(np.uint8), h, w, supersampling)
 
 
 @njit(cache=True, nogil=True)
-def _draw(points, faces, colours, labels, h, w, s):
+def _draw(points, faces, layers, labels, h, w, s):
     near = np.zeros((h * s, w * s))  # 1 / depth of what is nearest so far
-    fine = np.zeros((h * s, w * s, 3))
+    fine = np.zeros((h * s, w * s, 6))
     label = np.full((h * s, w * s), NO_PART, np.uint8)
     for f in range(len(faces)):
         a, b, c = faces[f]
@@ -72,31 +74,32 @@ def _draw(points, faces, colours, labels, h, w, s):
                     continue
                 near[row, column] = inverse
                 label[row, column] = labels[f]
-                for k in range(3):
+                for k in range(6):
                     fine[row, column, k] = (
-                        u * az * colours[a, k] + v * bz * colours[b, k] + t * cz * colours[c, k]
+                        u * az * layers[a, k] + v * bz * layers[b, k] + t * cz * layers[c, k]
                     ) / inverse
     image = np.zeros((h, w, 3), np.uint8)
     mask = np.zeros((h, w), np.uint8)
     parts = np.full((h, w), NO_PART, np.uint8)
+    normals = np.zeros((h, w, 3))
     for row in range(h):
         for column in range(w):
             count, most, total = np.zeros(256, np.int64), 0, 0
-            r = g = b = 0.0
+            summed = np.zeros(6)
             for i in range(row * s, row * s + s):
                 for j in range(column * s, column * s + s):
                     if near[i, j] > 0:
                         total += 1
                         count[label[i, j]] += 1
-                        r, g, b = r + fine[i, j, 0], g + fine[i, j, 1], b + fine[i, j, 2]
+                        summed += fine[i, j]
             if total == 0:
                 continue
             for k in range(256):
                 if count[k] > most:
                     most = count[k]
                     parts[row, column] = k
-            image[row, column, 0] = int(255 * r / s**2 + 0.5)
-            image[row, column, 1] = int(255 * g / s**2 + 0.5)
-            image[row, column, 2] = int(255 * b / s**2 + 0.5)
+            for k in range(3):
+                image[row, column, k] = int(255 * summed[k] / s**2 + 0.5)
+                normals[row, column, k] = summed[3 + k] / total
             mask[row, column] = int(255 * total / s**2 + 0.5)
-    return image, mask, parts
+    return image, mask, parts, normals

@@ -245,19 +245,20 @@ def render(primitives: list[Primitive], cameras: Cameras, supersampling: int) ->
 
 def render_labelled(
     primitives: list[Primitive], labels: list[int], cameras: Cameras, supersampling: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images and masks as of `render`, and which label, one per primitive, most of a pixel's rays hit: (v, h, w)
-    int64, -1 where none hits anything; of labels hit equally often the lowest."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images and masks as of `render`; which label, one per primitive, most of a pixel's rays hit: (v, h, w) int64, -1
+    where none hits anything, of labels hit equally often the lowest; and the mean outward normal of what its rays hit,
+    in the world, (v, h, w, 3) float32 of length <= 1, 0 where none does."""
     rays_per_view = cameras.height * cameras.width * supersampling**2
     step = max(1, RAYS_AT_ONCE // rays_per_view)
     parts = [_render(primitives, labels, cameras[i : i + step], supersampling) for i in range(0, len(cameras), step)]
-    images, masks, hit = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(masks), torch.cat(hit)
+    images, masks, hit, normals = (torch.cat(layer) for layer in zip(*parts, strict=True))
+    return images, masks, hit, normals
 
 
 def _render(
     primitives: list[Primitive], labels: list[int], cameras: Cameras, supersampling: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     s, v, h, w = supersampling, len(cameras), cameras.height, cameras.width
     scale = torch.tensor([s, s, 1.0])[:, None]
     fine = Cameras(cameras.world_to_camera, cameras.intrinsics * scale, h * s, w * s)
@@ -276,12 +277,14 @@ def _render(
     hits = cast(primitives, origins, directions, candidates)
     seen = (hits.primitive >= 0).nonzero()[:, 0]
     found = Hits(hits.distance[seen], hits.primitive[seen], hits.normal[:, seen], hits.local[:, seen])
-    layers = torch.zeros(4, v * h * s * w * s)  # rgb and coverage
+    layers = torch.zeros(7, v * h * s * w * s)  # rgb, coverage, normal times coverage
     layers[:3, seen] = shade(primitives, found, directions[:, seen])
     layers[3, seen] = 1
-    pixels = layers.view(4, v, h, s, w, s).mean((3, 5))
-    pixels = (pixels * 255 + 0.5).to(torch.uint8)
-    return pixels[:3].permute(1, 2, 3, 0).contiguous(), pixels[3], _most_hit(hits.primitive, labels, (v, h, s, w, s))
+    layers[4:, seen] = found.normal
+    *layers, coverage, x, y, z = layers.view(7, v, h, s, w, s).mean((3, 5))
+    rgb, mask = ((value * 255 + 0.5).to(torch.uint8) for value in (torch.stack(layers, -1), coverage))
+    normals = torch.stack([x, y, z], -1) / coverage.clamp(min=1e-6)[..., None]
+    return rgb, mask, _most_hit(hits.primitive, labels, (v, h, s, w, s)), normals
 
 
 def _most_hit(primitive: Tensor, labels: list[int], shape: tuple[int, int, int, int, int]) -> Tensor:

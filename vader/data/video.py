@@ -9,6 +9,7 @@ In a prepared set (`vader.data.prepared`) a video is a folder
         truth.json     names of the parts, intrinsics
         poses.npy      (t, p, 4, 4) float32
         parts/000.png  which part a pixel shows
+        normals/000.png  the surface's normal there
 
 The camera is UVA's (field of view 0.175 rad, the subject between depths 9.5 and 11.5): it stands still 10.5 before
 the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/articulation/profiles.py), which is where the subject is, y up
@@ -105,6 +106,7 @@ class Truth:
     poses: Tensor  # (t, p, 4, 4) float32: each part's own frame to camera, rigid, OpenCV axes
     intrinsics: Tensor  # (3, 3) float32, pixels
     names: tuple[str, ...]  # of the p parts
+    normals: Tensor  # (t, h, w, 3) uint8: 127.5 (1 + n), n the mean normal of what the pixel shows, in the world
 
     def validate(self, video: Video, source: Path | str | None = None) -> Truth:
         """Return self, or raise `DataError` naming `source`, the object and the field that does not fit `video`."""
@@ -114,6 +116,7 @@ class Truth:
             ("parts", tuple(video.masks.shape), torch.uint8),
             ("poses", (len(video), p, 4, 4), torch.float32),
             ("intrinsics", (3, 3), torch.float32),
+            ("normals", tuple(video.frames.shape), torch.uint8),
         ):
             value = getattr(self, what)
             if tuple(value.shape) != shape or value.dtype != dtype:
@@ -151,6 +154,11 @@ def part_poses(world: np.ndarray, camera: Cameras) -> Tensor:
     return torch.from_numpy(view @ whole).float()
 
 
+def stored_normals(normals: Tensor) -> Tensor:
+    """Truth.normals of normals (t, h, w, 3) in the world."""
+    return (127.5 * (1 + normals)).round().to(torch.uint8)
+
+
 def train_share(config: DataConfig, frames: int) -> int:
     """How many of a video's first frames are for training: all but the last share that the settings hold out."""
     return frames - frames * config.heldout_views // (config.train_views + config.heldout_views)
@@ -186,6 +194,7 @@ def save_video(video: Video, folder: Path, truth: Truth | None = None) -> None:
         write_pictures(partial / "masks", video.masks)
         if truth is not None:
             write_pictures(partial / "truth" / "parts", truth.parts)
+            write_pictures(partial / "truth" / "normals", truth.normals)
             np.save(partial / "truth" / "poses.npy", truth.poses.numpy(), allow_pickle=False)
             known = {"names": list(truth.names), "intrinsics": truth.intrinsics.tolist()}
             write_json(partial / "truth" / "truth.json", known)
@@ -218,8 +227,13 @@ def load_truth(folder: Path) -> Truth:
         poses, intrinsics = np.load(hidden / "poses.npy", allow_pickle=False), torch.tensor(known["intrinsics"])
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise DataError(f"{hidden}: object {video.key!r}: poses or intrinsics cannot be read ({error})") from error
-    parts = _read_pictures(hidden / "parts", video.key, "part map", "L", len(video), tuple(video.masks.shape[1:]))
-    truth = Truth(torch.from_numpy(parts), torch.from_numpy(poses), intrinsics, tuple(known["names"]))
+    parts, normals = (
+        torch.from_numpy(
+            _read_pictures(hidden / layer, video.key, what, mode, len(video), tuple(video.masks.shape[1:]))
+        )
+        for layer, what, mode in (("parts", "part map", "L"), ("normals", "normal map", "RGB"))
+    )
+    truth = Truth(parts, torch.from_numpy(poses), intrinsics, tuple(known["names"]), normals)
     return truth.validate(video, hidden)
 
 

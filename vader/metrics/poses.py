@@ -101,3 +101,14 @@ def silhouette_iou(occupancy: Tensor, mask: Tensor) -> Tensor:
     if (union == 0).any():
         raise MetricError(f"image {int((union == 0).nonzero()[0])}: neither silhouette has a pixel")
     return (a & b).sum((1, 2)) / union
+
+
+def normal_error(normals: Tensor, truth: Tensor, shown: Tensor) -> Tensor:
+    """Mean angle in degrees (n,) between normals (n, h, w, 3) over the pixels `shown` (n, h, w); their lengths do not
+    matter. NaN for an image that shows nothing."""
+    if normals.shape != truth.shape or normals.shape[:3] != shown.shape or normals.shape[-1] != 3:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (normals, truth, shown))
+        raise MetricError(f"normals, truth and shown are {shapes}, expected (n, h, w, 3) twice and (n, h, w)")
+    a, b = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (normals, truth))
+    angle = 2 * torch.rad2deg(((a - b).norm(dim=-1) / 2).clamp(max=1).asin())
+    return (angle * shown).sum((1, 2)) / shown.sum((1, 2))
