@@ -35,7 +35,8 @@ def toy():
 def animator(toy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VADER_RUNS", str(tmp_path_factory.mktemp("runs")))
-        settled = dict(rigid_images=64, neutral_images=64)  # so few steps after a shorter start lose sight of subjects
+        # so few steps after a shorter or slower start lose sight of subjects
+        settled = dict(rigid_images=64, neutral_images=64, predictor_learning_rate=2e-3, projection_weight=10.0)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in another order lead so short a run elsewhere
         animator = load_animator(tiny_articulated(articulation=settled), toy[0], "cpu")

@@ -118,6 +118,28 @@ def test_the_neutral_start_holds_the_pose_and_asks_the_keypoints_to_agree(data):
     assert "pnp_refused" not in task.step(0) and "pnp_refused" in task.step(8)
 
 
+def test_the_start_pulls_every_subject_to_one_solid(data):
+    """Only while poses are neutral, only with a weight, and not for a model that grows from a finished run."""
+    alone = dict(foreground_weight=0.0, pixel_weight=0.0, perceptual_weight=0.0, density_noise=0.0)
+    task = Articulation(tiny_articulated(articulation=dict(neutral_images=1000), reconstruction=alone), data, CPU)
+
+    def distance():
+        with torch.no_grad():
+            density = task.model.train()(torch.arange(4), 0.0)[:, 0]
+        return ((density - task.solid).square().mean() / task.solid.square().mean()).item()
+
+    assert task.solid.shape == (8, 8, 8) and 0 < task.solid.max() <= 3.5
+    before = distance()
+    for clock in range(0, 600, 4):
+        task.optimizer.zero_grad()
+        task.step(clock)["loss"]
+        task.optimizer.step()
+    assert distance() < 0.2 * before
+    assert "start" in task.step(996) and "start" not in task.step(1000)
+    unasked = Articulation(tiny_articulated(articulation=dict(start_weight=0.0)), data, CPU)
+    assert "start" not in unasked.step(0)
+
+
 def test_frames_drawn_are_of_their_video_different_and_only_for_training(data):
     videos = list(data.split("train"))
     short = dataclasses.replace(videos[1], train_frames=3)

@@ -25,6 +25,7 @@ from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
 from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
 from .skinning import render_posed
+from .start import inflated_silhouette
 
 if TYPE_CHECKING:
     from ..data import SequenceSet
@@ -139,7 +140,11 @@ class Articulation:
         self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
         h, w = self.masks.shape[1:]
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
-        self.rays = [x.to(device) for x in fixed_camera(config.articulation, h).rays()]  # (1, h w, 3) each
+        camera = fixed_camera(config.articulation, h)
+        self.rays = [x.to(device) for x in camera.rays()]  # (1, h w, 3) each
+        if config.articulation.start_weight and config.articulation.neutral_images and not self.started:
+            size = config.autodecoder.resolution
+            self.solid = (size - 1) / 2 * inflated_silhouette(self.masks, camera, size).to(device)  # opaque per voxel
 
         torch.manual_seed(config.seed)
         self.model = Autodecoder(config, len(videos)).to(device).to(memory_format=torch.channels_last_3d).train()
@@ -172,7 +177,8 @@ class Articulation:
         b, v = frames.shape
         target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
         mask = self.masks[frames].flatten(0, 1).float() / 255
-        if clock < articulation.neutral_images and not self.started:
+        neutral_start = clock < articulation.neutral_images and not self.started
+        if neutral_start:
             points2d, shares = self.pose_model.predictor(target), {}
             poses = neutral(len(target), points2d.shape[1], device=self.device)
         else:
@@ -196,6 +202,9 @@ class Articulation:
         target_seen, mask_seen = (x.flatten(1, 2)[:, lattice].unflatten(1, (h, w)) for x in (target, mask))
         colour, occupancy = (x.flatten(0, 1).unflatten(1, (h, w)) for x in (seen.colour, seen.occupancy))
         losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen)
+        if neutral_start and articulation.start_weight:
+            distance = (volume[:, 0].float() - self.solid) / self.config.autodecoder.density_scale
+            losses["start"] = articulation.start_weight * distance.square().mean()
         if articulation.equivariance_weight:
             sigma = articulation.equivariance_sigma
             losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(

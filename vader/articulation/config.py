@@ -34,6 +34,7 @@ class ArticulationConfig:
     rigid_pull_threshold: float = 0.1
     rigid_images: int = 4_500_000  # images seen with one part before there are N_p; 0: N_p from the start
     neutral_images: int = 0  # of them, the first ones are rendered in the neutral pose, while keypoints settle there
+    start_weight: float = 0.0  # of the distance to one solid for all subjects, meanwhile (see `start`)
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
 
@@ -48,7 +49,7 @@ class ArticulationConfig:
         for name in ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
-        terms = ("equivariance", "projection", "pull", "rigid_pull")
+        terms = ("equivariance", "projection", "pull", "rigid_pull", "start")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")

@@ -17,8 +17,11 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
     },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
-# the rays in each step, and a start in the neutral pose, where EPnP has a gradient that leads somewhere.
-SMALL_ARTICULATION = dict(predictor_learning_rate=2e-3, ray_stride=2)
+# the rays in each step, and a start as one solid in the neutral pose. UVA's weights of projection and equivariance are
+# for a perceptual loss; beside pixels alone they drown what the pictures say about the pose.
+SMALL_ARTICULATION = dict(
+    predictor_learning_rate=1e-3, ray_stride=2, start_weight=100.0, projection_weight=1.0, equivariance_weight=1.0
+)
 UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
 VIDEO_MODELS = {
     "smoke": dict(
@@ -56,7 +59,7 @@ VIDEO_MODELS = {
             predictor_max_channels=128,
             predictor_blocks=4,
             rigid_images=40_000,
-            neutral_images=1_600,
+            neutral_images=4_800,
             **SMALL_ARTICULATION,
         ),
     ),
