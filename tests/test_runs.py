@@ -264,7 +264,7 @@ def test_other_pixels_are_reported_with_their_size_and_are_no_error(recwarn):
 def test_a_committed_run_is_found_where_there_is_no_own_one(store, capsys):
     run = runs.get("chairs", SETTINGS, train)
     (run.folder / "checkpoint-old.pt").write_bytes(b"")
-    assert runs.main(["commit", str(run.folder)]) == 0
+    assert runs.main(["commit", run.folder.name]) == 0
     committed = store.parent / "reports" / "runs" / run.folder.name
     assert not (committed / "checkpoint-old.pt").exists()
     assert runs.find("chairs", SETTINGS).origin == "own run"

@@ -315,11 +315,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all runs, own and committed")
     committing = commands.add_parser("commit", help="copy finished runs to reports/runs, without checkpoints")
-    committing.add_argument("run", nargs="+", type=Path, help="folder of a finished run")
+    committing.add_argument("run", nargs="+", type=Path, help="a finished run: its folder or its name")
     options = parser.parse_args(arguments)
     try:
         if options.command == "commit":
-            lines = [f"{run} -> {commit_run(run)}" for run in options.run]
+            folders = [run if run.exists() or len(run.parts) > 1 else runs_dir() / run for run in options.run]
+            lines = [f"{folder} -> {commit_run(folder)}" for folder in folders]
         else:
             lines = _overview(runs_dir()) + _overview(reference_runs_dir())
     except RunError as error:
