@@ -251,5 +251,7 @@ def test_the_stage_with_one_part_has_its_own_settings():
     one = rigid(config, 100)
     assert (config.autodecoder.lbs_channels, one.autodecoder.lbs_channels) == (10, 1)
     assert (one.reconstruction.images_seen, one.articulation.rigid_images) == (100, 0)
-    assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.1)
+    assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.01)
+    uva = rigid(experiment("paper", "celebv_text"), 100).articulation
+    assert (uva.pull_weight, uva.pull_threshold) == (10.0, 0.1)
     assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.01)

@@ -18,9 +18,15 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
 # the rays in each step, and a start as one solid in the neutral pose. UVA's weights of projection and equivariance are
-# for a perceptual loss; beside pixels alone they drown what the pictures say about the pose.
+# for a perceptual loss; beside pixels alone they drown what the pictures say about the pose. A thin figure, opaque with
+# weights of order one, has a mean density below UVA's 0.1 and would be pulled to the neutral pose for ever.
 SMALL_ARTICULATION = dict(
-    predictor_learning_rate=1e-3, ray_stride=2, start_weight=100.0, projection_weight=1.0, equivariance_weight=1.0
+    predictor_learning_rate=1e-3,
+    ray_stride=2,
+    start_weight=100.0,
+    projection_weight=1.0,
+    equivariance_weight=1.0,
+    rigid_pull_threshold=0.01,
 )
 UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
 VIDEO_MODELS = {
