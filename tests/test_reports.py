@@ -127,8 +127,8 @@ def test_a_reference_run_is_whole_and_says_where_it_comes_from(folder):
 
 def test_reference_runs_are_small():
     files = [file for folder in RUNS for file in folder.iterdir()]
-    assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 25e6
-    assert sum(file.stat().st_size for file in files) <= 25 * 2**20
+    assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 40e6
+    assert sum(file.stat().st_size for file in files) <= 41 * 2**20
     assert not [file for file in files if file.name.startswith("checkpoint")]
 
 
