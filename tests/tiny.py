@@ -7,8 +7,9 @@ import math
 import torch
 
 from vader.articulation.poses import compose, fixed_camera
+from vader.articulation.profiles import UVA_CAMERA
 from vader.articulation.skinning import posed_views
-from vader.config import Experiment
+from vader.config import DataConfig, Experiment
 from vader.data import Sequence, SequenceSet, Truth, Video
 from vader.data.video import NO_PART, stored_normals
 from vader.profiles import experiment
@@ -107,3 +108,9 @@ def tiny_articulated(**changes) -> Experiment:
     for name, values in changes.items():
         parts[name] = {**parts.get(name, {}), **values} if isinstance(values, dict) else values
     return experiment("smoke", "puppets").replace(**parts)
+
+
+def tiny_videos(name: str) -> DataConfig:
+    """The smallest set of generated videos of a name."""
+    counts = dict(num_objects=2, heldout_objects=1, train_views=3, heldout_views=1)
+    return DataConfig(name, **counts, resolution=24, supersampling=2, **UVA_CAMERA)

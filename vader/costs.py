@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .articulation.keypoints import CanonicalKeypoints, KeypointPredictor
 from .autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from .autodecoder.reconstruction import Autodecoder
-from .config import AutodecoderConfig, Experiment, TextConfig, UNetConfig
+from .config import AutodecoderConfig, Experiment, UNetConfig
+from .diffusion.text_config import TextConfig
 from .diffusion.unet3d import UNet3D
 from .distributed import AGREEMENT_BYTES, Ranks
 

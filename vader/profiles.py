@@ -12,14 +12,13 @@ from typing import Any
 from .articulation.profiles import UVA_CLIP, VIDEO_DATA, video_settings
 from .checks import ConfigError, nearest
 from .config import (
-    PACKAGED_ENCODER,
     AutodecoderConfig,
     DataConfig,
     Experiment,
     ReconstructionConfig,
-    TextConfig,
     UNetConfig,
 )
+from .diffusion.text_config import PACKAGED_ENCODER, TextConfig
 from .paper import TRAINING_OBJECTS
 
 # The small profiles are Table 5's Chairs column with these changes (`experiment`); all else is the paper's.

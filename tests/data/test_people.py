@@ -19,9 +19,8 @@ import torch
 from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 
-from vader.articulation.profiles import UVA_CAMERA
+from tests.tiny import tiny_videos
 from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data import load_videos, people, people_mesh, prepare, truth_of
 from vader.data.motion import CLIP_JOINTS, read_clip
 from vader.data.people_looks import HAIR, HAIR_CUTS, SKIN, albedo, dress, person
@@ -41,16 +40,7 @@ from vader.data.video import NO_PART
 from vader.profiles import experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = DataConfig(
-    "people_heads",
-    num_objects=2,
-    heldout_objects=1,
-    train_views=3,
-    heldout_views=1,
-    resolution=24,
-    supersampling=2,
-    **UVA_CAMERA,
-)
+TINY = tiny_videos("people_heads")
 BODIES = dataclasses.replace(TINY, name="people_bodies")
 
 # ---------------------------------------------------------------------------------------- a stand-in for anny

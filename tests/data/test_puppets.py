@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from vader.articulation.profiles import UVA_CAMERA
+from tests.tiny import tiny_videos
 from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data import load_videos, open_set, prepare, puppets, truth_of
 from vader.data.prepared import DataError, data_digest
 from vader.data.raycast import LIGHT_RIG, Material, Primitive, cast, render, render_labelled
@@ -22,16 +21,7 @@ from vader.data.video import NO_PART, video_camera
 from vader.profiles import experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = DataConfig(
-    "puppets",
-    num_objects=2,
-    heldout_objects=1,
-    train_views=3,
-    heldout_views=1,
-    resolution=24,
-    supersampling=2,
-    **UVA_CAMERA,
-)
+TINY = tiny_videos("puppets")
 
 
 @pytest.fixture

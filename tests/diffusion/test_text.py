@@ -12,11 +12,11 @@ from tests.tiny import balls, tiny_experiment
 from vader import generation, runs
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.checks import ConfigError
-from vader.config import PACKAGED_ENCODER, TextConfig
 from vader.data import DataError
 from vader.data.preparation import prepare_set
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising
+from vader.diffusion.text_config import PACKAGED_ENCODER, TextConfig
 from vader.generation import Models
 from vader.profiles import TEXT, experiment
 from vader.storage import plain, read_weights, save_weights

@@ -52,7 +52,7 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
     held = slice(video.train_frames, None)
     frames, masks = video.frames[held].float() / 255, video.masks[held].float() / 255
     learned, true = part_labels(clip, truth)
-    both = (clip.occupancy >= 0.5) & (truth.parts != NO_PART)
+    both = shown_by_both(clip, truth)
     matches = match_parts(learned, true, truth.poses.shape[1])
     cameras = part_cameras(animator, clip.poses)
     errors = [
@@ -141,11 +141,16 @@ def render_in_random_poses(animator: Animator, system: System, count: int, views
     return torch.stack(pictures)
 
 
+def shown_by_both(clip: Clip, truth: Truth) -> Tensor:
+    """Where both silhouettes are, (t, h, w)."""
+    return (clip.occupancy >= 0.5) & (truth.parts != NO_PART)
+
+
 def part_labels(clip: Clip, truth: Truth) -> tuple[Tensor, Tensor]:
     """The learned and the true part of every pixel that both show, (n,) each; none where the silhouettes are apart."""
     if clip.parts.shape[:3] != truth.parts.shape:
         raise PoseError(f"parts are {tuple(clip.parts.shape[:3])}, expected {tuple(truth.parts.shape)} as the truth's")
-    both = (clip.occupancy >= 0.5) & (truth.parts != NO_PART)
+    both = shown_by_both(clip, truth)
     return clip.parts.argmax(-1)[both], truth.parts[both].long()
 
 

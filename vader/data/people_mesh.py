@@ -170,7 +170,7 @@ def load_body() -> BodyModel:
     except (TypeError, ValueError) as error:
         raise DataError(f"anny: its model cannot be made ({error}), expected anny 0.6 ('vader[people]')") from error
     except OSError as error:
-        raise DataError(f"anny: an asset of its package cannot be read ({error}), expected it under {anny}") from error
+        raise DataError(f"anny: an asset of its package cannot be read ({error}), expected that of anny 0.6") from error
     check_anny(model)
     weights = torch.zeros(len(model.template_vertices), len(model.bone_labels))
     weights.scatter_add_(1, model.vertex_bone_indices, model.vertex_bone_weights.float())

@@ -278,9 +278,8 @@ def _render(
     seen = (hits.primitive >= 0).nonzero()[:, 0]
     found = Hits(hits.distance[seen], hits.primitive[seen], hits.normal[:, seen], hits.local[:, seen])
     layers = torch.zeros(7, v * h * s * w * s)  # rgb, coverage, normal times coverage
-    layers[:3, seen] = shade(primitives, found, directions[:, seen])
-    layers[3, seen] = 1
-    layers[4:, seen] = found.normal
+    shaded = shade(primitives, found, directions[:, seen])
+    layers[:, seen] = torch.cat([shaded, torch.ones(1, len(seen)), found.normal])
     *layers, coverage, x, y, z = layers.view(7, v, h, s, w, s).mean((3, 5))
     rgb, mask = ((value * 255 + 0.5).to(torch.uint8) for value in (torch.stack(layers, -1), coverage))
     normals = torch.stack([x, y, z], -1) / coverage.clamp(min=1e-6)[..., None]

@@ -18,6 +18,7 @@ and, on the whole, facing the camera. Camera axes are OpenCV's (x right, y down,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +158,28 @@ def part_poses(world: np.ndarray, camera: Cameras) -> Tensor:
 def stored_normals(normals: Tensor) -> Tensor:
     """Truth.normals of normals (t, h, w, 3) in the world."""
     return (127.5 * (1 + normals)).round().to(torch.uint8)
+
+
+def rendered_video(
+    config: DataConfig,
+    key: Callable[[int], str],
+    identity: int,
+    motion: int,
+    frames: Tensor,
+    masks: Tensor,
+    caption: str,
+    **attributes: str,
+) -> Video:
+    """The subject of video `identity` of a generated set moving as in video `motion`. key: of a video's number."""
+    return Video(
+        key=key(identity) if identity == motion else f"{key(identity)}-as-{key(motion)}",
+        frames=frames,
+        masks=masks,
+        train_frames=train_share(config, len(frames)),
+        split="train" if identity < config.num_objects else "test",
+        caption=caption,
+        attributes=attributes | {"licence": "CC0-1.0"},
+    )
 
 
 def train_share(config: DataConfig, frames: int) -> int:
