@@ -81,6 +81,7 @@ def test_canonical_keypoints_start_on_a_grid_inside_of_what_the_camera_sees():
     ("change", "message"),
     [
         (dict(keypoints_per_axis=1), "keypoints_per_axis is 1, expected at least 2"),
+        (dict(predictor_kernel=4), "predictor_kernel is 4, expected an odd number"),
         (dict(predictor_resolution=48), "predictor_resolution 48 cannot be halved 5 times"),
         (dict(near=12.0), "near is 12 and far is 11.5, expected near < far"),
         (dict(temperature=0.0), "temperature is 0, expected a positive number"),

@@ -20,6 +20,7 @@ class ArticulationConfig:
     predictor_channels: int = 32  # of its U-Net: doubled by each block down to predictor_max_channels (UVA)
     predictor_max_channels: int = 1024
     predictor_blocks: int = 5
+    predictor_kernel: int = 7  # of the convolution that makes the heat maps (UVA)
     temperature: float = 0.1  # of the soft-argmax (UVA)
     field_of_view: float = 0.175  # radians, full angle (B.1)
     near: float = 9.5  # the subject is between these depths (UVA)
@@ -41,6 +42,7 @@ class ArticulationConfig:
     def __post_init__(self) -> None:
         for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.predictor_kernel % 2 == 1, f"predictor_kernel is {self.predictor_kernel}, expected an odd number")
         require(self.keypoints_per_axis >= 2, "keypoints_per_axis is 1, expected at least 2: one point has no pose")
         require(
             self.predictor_resolution % 2**self.predictor_blocks == 0,

@@ -63,7 +63,8 @@ class KeypointPredictor(nn.Module):
         self.hourglass = Hourglass(
             3, settings.predictor_channels, settings.predictor_max_channels, settings.predictor_blocks
         )
-        self.head = nn.Conv2d(self.hourglass.out_channels, num_parts * settings.keypoints, 7, padding=3)
+        size = settings.predictor_kernel
+        self.head = nn.Conv2d(self.hourglass.out_channels, num_parts * settings.keypoints, size, padding=size // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.movedim(-1, 1)

@@ -17,9 +17,10 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
     },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
-# the rays in each step, and a start as one solid in the neutral pose. UVA's weights of projection and equivariance are
-# for a perceptual loss; beside pixels alone they drown what the pictures say about the pose. A thin figure, opaque with
-# weights of order one, has a mean density below UVA's 0.1 and would be pulled to the neutral pose for ever.
+# the rays in each step, and a start as one solid in the neutral pose; in `laptop` heat maps from 3x3 convolutions, since
+# 7x7 ones are half of a step with ten parts. UVA's weights of projection and equivariance are for a perceptual loss;
+# beside pixels alone they drown what the pictures say about the pose. A thin figure, opaque with weights of order one,
+# has a mean density below UVA's 0.1 and would be pulled to the neutral pose for ever.
 SMALL_ARTICULATION = dict(
     predictor_learning_rate=1e-3,
     ray_stride=2,
@@ -64,6 +65,7 @@ VIDEO_MODELS = {
             predictor_channels=8,
             predictor_max_channels=128,
             predictor_blocks=4,
+            predictor_kernel=3,
             rigid_images=40_000,
             neutral_images=4_800,
             **SMALL_ARTICULATION,

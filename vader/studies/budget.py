@@ -1,0 +1,149 @@
+"""What training each system of Table 1 costs on one core, from the seconds of a sample of its steps.
+
+A run's record has the seconds that it took, on a machine that may have done other things besides. Here the trainings of
+all systems are timed in turns on the same machine, so that their costs can be compared:
+
+    python -m vader.studies.budget --profile laptop --data furniture_chairs
+
+writes `reports/budget-<data>-<profile>.json`, which `table1` reads. Have nothing else run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..autodecoder.reconstruction import Reconstruction
+from ..baselines.diffrf import FieldDiffusion
+from ..baselines.diffrf_config import diffrf
+from ..baselines.eg3d import EG3D
+from ..baselines.pi_gan import PI_GAN
+from ..baselines.radiance_fields import FieldFitting
+from ..config import Experiment
+from ..data import SequenceSet, prepare
+from ..diffusion.denoising import Denoising
+from ..paths import reports_dir
+from ..profiles import experiment
+from ..provenance import environment
+from ..storage import read_json, write_json
+from ..training import autodecoder_run
+from ..training.loop import Task
+
+PLACES = 8  # along a training at which steps are timed: what a step costs may change (π-GAN's grows with its pictures)
+TURNS = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training: `steps` in all, and the seconds of one, once for each turn."""
+
+    system: str
+    stage: str
+    seen: int  # images (stage 1, GANs), rays, latents or fields: the clock of its loop
+    steps: int
+    seconds_per_step: tuple[float, ...]
+
+    @property
+    def minutes(self) -> float:
+        """Of the whole training, at the median over turns."""
+        return self.steps * statistics.median(self.seconds_per_step) / 60
+
+
+def trainings(config: Experiment, data: SequenceSet) -> dict[tuple[str, str], Callable[[], Task]]:
+    """{(system, stage): its task}, of ours and of the three baselines, in the order of a run of all."""
+    cpu, fields = torch.device("cpu"), diffrf(config.profile, config.seed)
+    count = len(data.split("train"))
+    return {
+        ("ours", "autodecoder"): lambda: Reconstruction(config, data, cpu),
+        ("ours", "diffusion"): lambda: Denoising(config, autodecoder_run(config, data, "cpu"), cpu),
+        ("diffrf", "fields"): lambda: FieldFitting(fields.fields, data, config.seed, cpu),
+        # what the fields show changes nothing about the cost of a step
+        ("diffrf", "diffusion"): lambda: FieldDiffusion(
+            fields, data, torch.rand(count, *fields.fields.shape) * 2 - 1, cpu
+        ),
+        ("eg3d", "adversarial"): lambda: EG3D.task(config, EG3D.settings(config.profile), data, cpu),
+        ("pi_gan", "adversarial"): lambda: PI_GAN.task(config, PI_GAN.settings(config.profile), data, cpu),
+    }
+
+
+def timed_steps(task: Task, places: int = PLACES) -> float:
+    """Mean seconds of a step, over `places` stretches along the training, each as long as the cycle of R1 if any."""
+    cycle = getattr(getattr(task, "settings", None), "r1_every", 1)
+    seconds, counted, steps = 0.0, 0, task.total // task.per_step
+    for group in task.optimizer.param_groups:
+        group["lr"] = 0.0  # the weights stay
+    for place in range(places):
+        first = min(int((place + 0.5) / places * steps), max(0, steps - cycle))
+        for step in range(first, min(first + cycle, steps)):
+            clock = step * task.per_step
+            torch.manual_seed(step)
+            begun = time.perf_counter()
+            task.optimizer.zero_grad(set_to_none=True)
+            task.step(clock)
+            task.optimizer.step()
+            task.after_step(clock)
+            seconds, counted = seconds + time.perf_counter() - begun, counted + 1
+    return seconds / counted
+
+
+def measure(config: Experiment, data: SequenceSet, turns: int = TURNS, places: int = PLACES) -> list[Cost]:
+    """The cost of each training on one thread, timed in turns after a warm-up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tasks = {name: build() for name, build in trainings(config, data).items()}
+        for task in tasks.values():
+            timed_steps(task, 1)
+        seconds = {name: [] for name in tasks}
+        for _ in range(turns):
+            for name, task in tasks.items():
+                seconds[name].append(timed_steps(task, places))
+    finally:
+        torch.set_num_threads(threads)
+    return [Cost(*name, task.total, task.total // task.per_step, tuple(seconds[name])) for name, task in tasks.items()]
+
+
+def budget_file(data: str, profile: str) -> Path:
+    return reports_dir() / f"budget-{data}-{profile}.json"
+
+
+def read_budget(data: str, profile: str) -> list[Cost]:
+    """What was measured for a data set and profile; empty where nothing was."""
+    file = budget_file(data, profile)
+    if not file.is_file():
+        return []
+    costs = read_json(file)["costs"]
+    return [Cost(**{**cost, "seconds_per_step": tuple(cost["seconds_per_step"])}) for cost in costs]
+
+
+def lines(costs: list[Cost]) -> Iterator[str]:
+    """A system in words, each."""
+    for system in dict.fromkeys(cost.system for cost in costs):
+        stages = [cost for cost in costs if cost.system == system]
+        parts = ", ".join(f"{c.stage} {c.minutes:.0f} ({c.steps:,} steps)" for c in stages)
+        yield f"{system}: {sum(c.minutes for c in stages):.0f} minutes of one core: {parts}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Time the trainings of Table 1's systems."""
+    parser = argparse.ArgumentParser(prog="python -m vader.studies.budget", description=main.__doc__)
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--data", required=True)
+    options = parser.parse_args(arguments)
+    config = experiment(options.profile, options.data)
+    costs = measure(config, prepare(config.data))
+    content = {"environment": environment("cpu"), "costs": [asdict(cost) for cost in costs]}
+    write_json(budget_file(options.data, options.profile), content)
+    print("\n".join(lines(costs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
