@@ -17,7 +17,7 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
     },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
-# the rays in each step, and a start as one solid in the neutral pose; in `laptop` heat maps from 3x3 convolutions, since
+# the rays in each step, a start as one solid in the neutral pose; in `laptop` heat maps from 3x3 convolutions, since
 # 7x7 ones are half of a step with ten parts. UVA's weights of projection and equivariance are for a perceptual loss;
 # beside pixels alone they drown what the pictures say about the pose. A thin figure, opaque with weights of order one,
 # has a mean density below UVA's 0.1 and would be pulled to the neutral pose for ever.
