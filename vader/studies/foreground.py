@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..articulation.animation import Animator, load_animator
@@ -29,7 +30,7 @@ from ..training import PAUSED, autodecoder_run
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
 VARIANTS = ("with", "without")  # foreground supervision
-CHANNELS = {"colour": "colour", "opacity": "occupancy", "normals": "normals"}  # Fig. 6's -> a clip's
+CHANNELS = ("colour", "occupancy", "normals")  # of a clip, as Fig. 6 shows them
 QUANTITIES = {"iou": 1.0, "normals_deg": -1.0}  # of VideoScores -> 1 where more is better
 
 
@@ -103,18 +104,17 @@ def gain(outcomes: Sequence[Outcome], quantity: str) -> tuple[str, str]:
 
 
 def picture_rows(outcomes: Sequence[Outcome], video: Video, truth: Truth, frames: Sequence[int]) -> dict[str, Tensor]:
-    """Fig. 6 for one video: {row: (n, h, w, 3) in [0, 1]}, the truth first, then each outcome's reconstruction."""
+    """Fig. 6 for one video: the truth, then each outcome's reconstruction, {row: (3 n, h, w, 3) in [0, 1]}.
+
+    A row has the colour of the n frames, then their opacity, then their normals.
+    """
     chosen = list(frames)
     masks = video.masks[chosen, ..., None].float() / 255
-    rows = {
-        "truth, colour": video.frames[chosen].float() / 255,
-        "truth, opacity": masks.expand(-1, -1, -1, 3),
-        "truth, normals": truth.normals[chosen].float() / 255 * masks,
-    }
+    colour, normals = (pictures[chosen].float() / 255 for pictures in (video.frames, truth.normals))
+    rows = {"truth": torch.cat([colour, masks.expand_as(colour), normals * masks])}
     for outcome in outcomes:
         clip = outcome.animator.reconstruct(video.key)
-        for shown, channel in CHANNELS.items():
-            rows[f"{outcome.variant}, {shown}"] = clip.pictures((channel,))[chosen].float() / 255
+        rows[outcome.variant] = torch.cat([clip.pictures((name,))[chosen].float() / 255 for name in CHANNELS])
     return rows
 
 
