@@ -26,6 +26,7 @@ from vader.studies.animation import (
     spurious_density,
     training_subjects,
     transfer,
+    true_transfers,
 )
 
 pytest.importorskip("pytorch3d")
@@ -136,7 +137,10 @@ def test_a_perfect_transfer_is_better_than_standing_still(animator, toy, monkeyp
     monkeypatch.setattr(animation, "render_motion", render)
     monkeypatch.setattr(Animator, "volume", lambda self, number: solid)
     monkeypatch.setattr(Animator, "poses", lambda self, video: poses[animation.number(video.key)])
-    found = {(m.variant, m.metric): m.values for m in transfer(animator, [(0, 1), (1, 2)])}
+    pairs = [(0, 1), (1, 2)]
+    truths = true_transfers(animator.config.data, data, pairs)
+    assert [torch.equal(true.masks, truths[0].masks) for true in truths] == [True, False]
+    found = {(m.variant, m.metric): m.values for m in transfer(animator, pairs, truths)}
     assert min(found["animation", "iou"]) > 0.97 and min(found["animation", "psnr"]) > 40
     assert max(found["animation, neutral pose", "iou"]) < 0.7
     assert len(found) == 4 and all(len(values) == 2 for values in found.values())

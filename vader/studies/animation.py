@@ -107,19 +107,26 @@ def number(key: str) -> int:
     return int(key.rpartition("-")[2])
 
 
-def transfer(animator: Animator, pairs: Sequence[tuple[int, int]]) -> list[Measured]:
-    """Training subjects in the motion of other training videos against the true render, (subject, driving video) each.
+def true_transfers(config: DataConfig, data: SequenceSet, pairs: Sequence[tuple[int, int]]) -> list[Video]:
+    """Training subjects moving as in other training videos, (subject, driving video) each, as they should look.
+
+    Raises ImportError where the renderer of the set lacks a package.
+    """
+    keys = [video.key for video in data.split("train")]
+    return [render_motion(config, number(keys[subject]), number(keys[driving]))[0] for subject, driving in pairs]
+
+
+def transfer(animator: Animator, pairs: Sequence[tuple[int, int]], truths: Sequence[Video]) -> list[Measured]:
+    """Training subjects in the motion of other training videos against `true_transfers` of the same pairs.
 
     Beside it the same subjects in the neutral pose in every frame, which transfers nothing.
     """
-    videos, config = animator.data.split("train"), animator.config
+    videos, parts = animator.data.split("train"), animator.config.autodecoder.lbs_channels
     moved, still = [], []
-    for subject, driving in pairs:
-        true, _ = render_motion(config.data, number(videos[subject].key), number(videos[driving].key))
+    for (subject, driving), true in zip(pairs, truths, strict=True):
         volume = animator.volume(subject)
-        poses = neutral(len(true), config.autodecoder.lbs_channels)
         moved.append(score_animation(animator.animate(volume, videos[driving]), true))
-        still.append(score_animation(animator.animate(volume, poses), true))
+        still.append(score_animation(animator.animate(volume, neutral(len(true), parts)), true))
     return [
         Measured(variant, metric, tuple(getattr(score, field) for score in scores))
         for variant, scores in (("animation", moved), ("animation, neutral pose", still))
