@@ -98,12 +98,12 @@ def sample_features(models: Models, system: System | Generator, name: str) -> li
     sets = []
     for seed in config.sampling_seeds:
         pictures = render_samples(models, system, config.num_samples, config.views, seed, f"{name}, seed {seed}")
-        sets.append(_features(pictures, config.features, f"{name}, seed {seed}"))
+        sets.append(finite_features(pictures, config.features, f"{name}, seed {seed}"))
     return sets
 
 
-def _features(pictures: Tensor, network: str, name: str) -> Features:
-    """Features of the samples (n, v, h, w, 3) whose pictures are all finite."""
+def finite_features(pictures: Tensor, network: str, name: str) -> Features:
+    """Features of the samples (n, v, h, w, 3) whose pictures are all finite; MetricError where none is."""
     finite = torch.isfinite(pictures).flatten(1).all(1)
     if not finite.any():
         raise MetricError(f"{name}: none of {len(finite)} samples has finite pictures, expected some")

@@ -23,7 +23,8 @@ METRICS = {  # name in reports -> name in tables
     "fid": "FID ↓", "kid": "KID ↓", "fd": "FD ↓", "kd": "KD ↓",
     "cov": "COV ↑", "mmd": "MMD ↓", "mmd_smp": "MMD-smp ↓", "one_nna": "1-NNA",
     "psnr": "PSNR ↑", "lpips": "LPIPS ↓", "iou": "IoU ↑", "ari": "ARI ↑",
-    "rotation_error_deg": "rotation error (°) ↓", "attribute_accuracy": "attribute accuracy ↑",
+    "rotation_error_deg": "rotation error (°) ↓", "normal_error_deg": "normal error (°) ↓",
+    "attribute_accuracy": "attribute accuracy ↑",
     "parameters": "parameters", "flops": "FLOPs", "seconds": "seconds ↓",
     "bytes": "bytes ↓",
 }  # fmt: skip
