@@ -11,7 +11,7 @@ import torch
 from tests.tiny import tiny_articulated, tiny_experiment, toys
 from vader.articulation.evaluation import VideoScores
 from vader.checks import ConfigError
-from vader.profiles import differences, experiment
+from vader.profiles import differences
 from vader.studies import foreground
 from vader.studies.foreground import Outcome, gain, measure, over_seeds, picture_rows, variants
 
@@ -26,7 +26,9 @@ def outcome(variant: str, seed: int, *pairs: tuple[float, float]) -> Outcome:
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop"])
 def test_variants_differ_in_one_weight(profile):
-    config = experiment(profile, "puppets")
+    config = foreground.base(profile, "puppets")
+    assert config.autodecoder.lbs_channels == 1 and config.articulation.rigid_images == 0
+    assert config.reconstruction.images_seen == foreground.IMAGES[profile] > 2 * config.articulation.neutral_images
     found = variants(config)
     assert found["with"] == config
     weight = config.reconstruction.foreground_weight
@@ -37,6 +39,8 @@ def test_variants_differ_in_one_weight(profile):
 def test_a_study_without_a_question_is_refused():
     with pytest.raises(ConfigError, match="lbs_channels is 0: the study needs"):
         variants(tiny_experiment())
+    with pytest.raises(ConfigError, match="procedural_chairs has no poses to learn, expected one of puppets"):
+        foreground.base("smoke", "procedural_chairs")
     with pytest.raises(ConfigError, match="foreground_weight is 0: the study needs"):
         variants(tiny_articulated(reconstruction=dict(foreground_weight=0.0)))
 

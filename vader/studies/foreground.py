@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..articulation.animation import Animator, load_animator
+from ..articulation.articulated import rigid
 from ..articulation.evaluation import VideoScores, score_videos
 from ..articulation.profiles import VIDEO_SETS
 from ..checks import require
@@ -29,9 +30,17 @@ from ..runs import Paused
 from ..training import PAUSED, autodecoder_run
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
+IMAGES = {"smoke": 320, "laptop": 24_000, "gpu": 200_000}  # seen by each
 VARIANTS = ("with", "without")  # foreground supervision
 CHANNELS = ("colour", "occupancy", "normals")  # of a clip, as Fig. 6 shows them
 QUANTITIES = {"iou": 1.0, "normals_deg": -1.0}  # of VideoScores -> 1 where more is better
+
+
+def base(profile: str, data: str) -> Experiment:
+    """What is trained with foreground supervision. Raises ConfigError for names that are unknown, or no videos."""
+    config = experiment(profile, data)
+    require(config.articulated, f"{data} has no poses to learn, expected one of {', '.join(VIDEO_SETS)}")
+    return rigid(config, IMAGES[profile])
 
 
 def variants(config: Experiment) -> dict[str, Experiment]:
@@ -68,7 +77,7 @@ class Outcome:
 def measure(
     config: Experiment, data: SequenceSet, truth_of: Callable[[str], Truth], seeds: Sequence[int], device: str = "auto"
 ) -> list[Outcome]:
-    """Both variants with every seed, from the run store or trained now: one part first, then N_p, as all subjects.
+    """Both variants with every seed, from the run store or trained now.
 
     truth_of: of a video's key, for the scores only.
     """
@@ -127,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     options = parser.parse_args(arguments)
-    config = experiment(options.profile, options.data)
+    config = base(options.profile, options.data)
     data = prepare(config.data)
     for seed in range(options.seed, options.seed + SEEDS[options.profile]):
         for variant in variants(config.replace(seed=seed)).values():
