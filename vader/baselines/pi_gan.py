@@ -102,7 +102,7 @@ PROFILES = {
         shares=(0.7, 0.3), fade_images=40, r1_every=4,
     ),
     "laptop": PiGANConfig(
-        **_SMALL, images_seen=144_000, batch_size=8, num_samples=12, ema_half_life=2_000, latent_dim=64,
+        **_SMALL, images_seen=64_000, batch_size=8, num_samples=12, ema_half_life=2_000, latent_dim=64,
         mapping_dim=128, layers=4, channels=64, discriminator_channels=16, max_channels=96, resolutions=(12, 24, 48),
         shares=(0.3, 0.5, 0.2), fade_images=3_000, r1_every=4,
     ),
