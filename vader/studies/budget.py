@@ -35,6 +35,7 @@ from ..provenance import environment
 from ..storage import read_json, write_json
 from ..training import autodecoder_run
 from ..training.loop import Task
+from ..training.process import keep_freed_memory
 
 PLACES = 8  # along a training at which steps are timed: what a step costs may change (π-GAN's grows with its pictures)
 TURNS = 3
@@ -95,6 +96,7 @@ def timed_steps(task: Task, places: int = PLACES) -> float:
 
 def measure(config: Experiment, data: SequenceSet, turns: int = TURNS, places: int = PLACES) -> list[Cost]:
     """The cost of each training on one thread, timed in turns after a warm-up."""
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

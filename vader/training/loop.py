@@ -6,14 +6,10 @@ clock), so a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +27,7 @@ from ..sharding import load_module, local, shape_moments, whole
 from ..storage import read_json
 from . import checkpoints
 from .launch import PROGRESS
+from .process import keep_freed_memory, sigterm_noted
 
 CHECKPOINT_SECONDS = 60.0
 LOG_POINTS = 400  # points on a run's loss curve
@@ -117,12 +114,14 @@ def fit(
     ranks: Ranks = getattr(task, "ranks", ALONE)
     there = current().size
     require(ranks.size == there, f"{task.name} trains on one rank only, but there are {there}")
+    if task.device.type == "cpu":
+        keep_freed_memory()
     file = Path(work) / "settings.json"
     settings = read_json(file)["settings"] if file.is_file() else None
     clock = _resume(task, work, settings, ranks)
     for curve in (task.name, "skipped"):
         record.rewind(curve, clock)
-    with _Log(task, work, record, clock, tensorboard and ranks.first) as log, _sigterm_noted() as told_to_stop:
+    with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
         loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
         loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
     if ranks.first or ranks.size > 1:
@@ -334,17 +333,3 @@ def _summary_writer(folder: Path) -> Any:
     except ImportError as error:
         raise ImportError("TensorBoard logs need the extra 'scale': pip install 'vader[scale]'") from error
     return SummaryWriter(str(folder))
-
-
-@contextlib.contextmanager
-def _sigterm_noted() -> Iterator[list[int]]:
-    """A list that SIGTERM is appended to instead of ending the process: the step in progress is finished first."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
-        yield received
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
