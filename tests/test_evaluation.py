@@ -176,6 +176,23 @@ def test_rows_have_the_spread_over_seeds(models):
     assert (kernel["scale"], frechet["scale"]) == (1000, 1)
 
 
+def test_real_against_real_is_of_as_many_objects_for_every_system(models):
+    config = models.config.evaluation
+    real, heldout = (evaluation.real_features(models.data, config, split) for split in ("train", "test"))
+    noise = evaluation.sample_features(models, models.direct_latent_sampling("standard"), "noise")
+    broken = [dataclasses.replace(f, values=f.values[:1], objects=f.objects[:1]) for f in noise]
+    count, views = heldout.num_objects, config.views
+    assert len(heldout) < len(noise[0])  # so that there is something to cut
+    rows = evaluation.real_against_real_rows(heldout, real, {("dls", "a"): noise, ("dls", "b"): broken}, config)
+    assert [(r["system"], r["variant"]) for r in rows] == [
+        *[("real", f"{count} objects against all")] * 2,
+        *[("dls", f"a, {count} objects against all")] * 2,
+    ]
+    assert all(r["note"].startswith(f"{count * views} generated") for r in rows)
+    kernel = {r["system"]: r["value"] for r in rows if r["metric"] == "kd"}
+    assert kernel["real"] < 0.5 * kernel["dls"]
+
+
 def test_the_network_of_the_loss_does_not_judge(models):
     config = models.config.replace(
         evaluation=dict(features="vgg16-relu5"), reconstruction=dict(perceptual_network="vgg16")

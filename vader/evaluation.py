@@ -11,7 +11,7 @@ volume has a picture like any other: a black one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +137,25 @@ def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig
                 "note": measured[0]["note"] + _left_out(sets),
             }
         )
+    return rows
+
+
+def real_against_real_rows(
+    heldout: Features, real: Features, systems: Mapping[tuple[str, str | None], list[Features]], config: EvaluationConfig
+) -> list[dict]:
+    """Held-out objects as if a system had made them, whole rows of a report: what a perfect generator would get.
+
+    They are few, and a Fréchet distance depends on the number of images, so that every system is measured again on as
+    many of its samples, the first ones of each sampling seed. systems: {(system, variant): features by seed}.
+    """
+    count = heldout.num_objects
+    smaller = dataclasses.replace(config, kid_subset_size=min(config.kid_subset_size, len(heldout)))
+    rows = []
+    for (system, variant), sets in {("real", None): [heldout], **systems}.items():
+        few = [features.first(count) for features in sets]
+        few = [features for features in few if len(features) >= smaller.kid_subset_size]  # but for broken samples
+        name = f"{count} objects against all" if variant is None else f"{variant}, {count} objects against all"
+        rows += [dict(system=system, variant=name, **row) for row in (distance_rows(few, real, smaller) if few else [])]
     return rows
 
 

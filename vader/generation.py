@@ -24,6 +24,7 @@ from .rendering.cameras import Cameras, sample_orbit
 from .rendering.volume import render_views
 from .runs import Run
 from .training import autodecoder_run, diffusion_run, select_device
+from .training.process import keep_freed_memory
 
 # Volumes (n, 4, S, S, S) of the samples with these numbers, drawn with this seed.
 System = Callable[[Sequence[int], int], Tensor]
@@ -137,6 +138,8 @@ def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> 
     second = diffusion_run(config, data, device)
     first = autodecoder_run(config, data, device)
     chosen = select_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return Models(config, data, (first, second), load_autodecoder(first, config, chosen), chosen)
 
 

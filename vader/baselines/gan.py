@@ -148,8 +148,10 @@ class GANSystem:
         )
         pictures = []
         for index, views in zip(indices, cameras, strict=True):
-            scene = tuple(part.expand(len(views), *part.shape[1:]) for part in self.scene(index, seed))
-            image = self.generator.render(scene, views.to(self.device), self.num_samples, None)["image"]
+            scene = self.scene(index, seed)
+            # a view at a time: its activations fit into the caches
+            views = [views[v : v + 1].to(self.device) for v in range(len(views))]
+            image = torch.cat([self.generator.render(scene, v, self.num_samples, None)["image"] for v in views])
             pictures.append(whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
         return torch.stack(pictures)
 

@@ -12,6 +12,7 @@ A metric's network must not be that of the perceptual loss (`check_independent`)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Features:
     @property
     def num_objects(self) -> int:
         return int(self.objects.max()) + 1
+
+    def first(self, objects: int) -> Features:
+        """Those of the images of the first objects only."""
+        chosen = self.objects < objects
+        return dataclasses.replace(self, values=self.values[chosen], objects=self.objects[chosen], left_out=0)
 
     def check_comparable(self, other: Features) -> None:
         """Raise `MetricError` unless both sets come from the same network, image size and background."""
