@@ -141,7 +141,10 @@ def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig
 
 
 def real_against_real_rows(
-    heldout: Features, real: Features, systems: Mapping[tuple[str, str | None], list[Features]], config: EvaluationConfig
+    heldout: Features,
+    real: Features,
+    systems: Mapping[tuple[str, str | None], list[Features]],
+    config: EvaluationConfig,
 ) -> list[dict]:
     """Held-out objects as if a system had made them, whole rows of a report: what a perfect generator would get.
 
