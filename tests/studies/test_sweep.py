@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from tests.tiny import balls, tiny_experiment
 from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
 from vader.checks import ConfigError
-from vader.data import DataError
+from vader.data import DataError, prepare
 from vader.metrics.surfaces import solid_parts
 from vader.paper import TABLE2, table2_rows
 from vader.profiles import differences
@@ -20,6 +23,7 @@ from vader.report.contract import check_row
 from vader.runs import Paused
 from vader.studies import sweep
 from vader.training import autodecoder_settings
+from vader.training.process import sigterm_noted
 
 PROFILES = ("smoke", "laptop")
 
@@ -195,9 +199,43 @@ def test_a_table_that_was_paused_goes_on_where_it_stopped(small):
     assert len(CALLS) == 4, "nothing is begun after the time is over"
 
 
-def test_other_processes_measure_the_same(small, tmp_path, monkeypatch):
-    from vader.data import prepare
+def test_what_pauses_a_training_pauses_the_sweep(small):
+    """SIGTERM reaches the training in progress only; no other may be begun after it."""
 
+    def told(sweep, experiment, data, device, max_seconds):
+        CALLS.append(experiment.seed)
+        raise Paused("told to stop")
+
+    with pytest.raises(Paused, match="0 of 4 experiments measured"):
+        sweep.table(dataclasses.replace(small, measure=told), balls(small.base))
+    assert len(CALLS) == 1
+
+
+def test_a_sweep_in_processes_passes_sigterm_on(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
+    config = small.base.replace(data=dict(num_objects=2, heldout_objects=1, train_views=2, heldout_views=1))
+    monkeypatch.setattr(sweep, "_work", interrupted_work)
+    with pytest.raises(Paused, match="0 of 4 experiments measured"):
+        sweep.table(small, prepare(config.data), workers=2)
+    told = sorted(tmp_path.rglob("told-*"))
+    assert 1 <= len(told) <= 3, "those that were begun, of which the pool takes one in advance"
+    assert sweep.table(small, prepare(config.data)).over_seeds("steps_4", "kd") == [25.0, 26.0]
+
+
+def interrupted_work(job):
+    """Have the sweep told to stop, as a user does, and train until it passes that on."""
+    file = job[3]
+    with sigterm_noted() as told_to_stop:
+        os.kill(os.getppid(), signal.SIGTERM)
+        started = time.monotonic()
+        while not told_to_stop and time.monotonic() - started < 60:
+            time.sleep(0.05)
+    if told_to_stop:
+        (file.parent / f"told-{job[1]}-{job[2]}").touch()
+    return "told to stop"
+
+
+def test_other_processes_measure_the_same(small, tmp_path, monkeypatch):
     monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
     config = small.base.replace(data=dict(num_objects=2, heldout_objects=1, train_views=2, heldout_views=1))
     data = prepare(config.data)

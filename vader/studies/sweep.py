@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,7 @@ from ..report import decide, seed_interval
 from ..runs import Paused, Run
 from ..storage import read_weights, save_weights
 from ..training import PAUSED, autodecoder_run, diffusion_run, select_device
+from ..training.process import sigterm_noted
 
 Measurements = dict[str, Tensor]  # of one training, by quantity
 
@@ -55,6 +58,7 @@ class Sweep:
     measure: Callable[[Sweep, Experiment, SequenceSet, str, float | None], Measurements]  # trains what is missing
 
 
+POLL_SECONDS = 0.5  # between looks at whether a sweep in processes was told to stop
 SEEDS = {"smoke": 2, "laptop": 3}  # of training, from the first one on
 
 
@@ -241,7 +245,7 @@ def table(
     """The table of a sweep: found in the run store, or measured now, after the trainings that it lacks.
 
     workers: processes; more than one needs a prepared set on disk, else DataError. Raises Paused when `max_seconds`
-    are over; the next call goes on from there.
+    are over or a training is told to terminate (SIGTERM); the next call goes on from there.
     """
     settings = {
         "stage": "sweep",
@@ -260,10 +264,13 @@ def table(
         files = {job: work / "checkpoint" / f"{job[0]}-{job[1]}.safetensors" for job in jobs}
         deadline = None if max_seconds is None else time.time() + max_seconds
         waiting = [(sweep, *job, file, device, deadline) for job, file in files.items() if not file.exists()]
-        paused = _in_processes(waiting, data, workers) if workers > 1 else [_measure(data, *job) for job in waiting]
+        if workers > 1:
+            _in_processes(waiting, data, workers)
+        else:
+            _in_turn(waiting, data)
         record.save()
-        if any(paused):
-            done = sum(file.exists() for file in files.values())
+        done = sum(file.exists() for file in files.values())
+        if done < len(files):
             raise Paused(f"{work}: {done} of {len(files)} experiments measured; run it again to resume")
         tensors = {
             f"{name}/{seed}/{quantity}": value
@@ -300,6 +307,7 @@ _DATA: list[SequenceSet] = []  # of a worker process
 
 
 def _open(folder: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a training notes it and stops; a measurement is finished
     torch.set_num_threads(1)
     _DATA.append(load_set(folder))
 
@@ -308,14 +316,36 @@ def _work(job: tuple) -> str | None:
     return _measure(_DATA[0], *job)
 
 
-def _in_processes(jobs: list[tuple], data: SequenceSet, workers: int) -> list[str | None]:
-    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), get_context("spawn"), _open, (data.folder,)) as pool:
-        futures = [pool.submit(_work, job) for job in jobs]
+def _in_turn(jobs: list[tuple], data: SequenceSet) -> None:
+    """Do one job after the other, until one is paused: what paused it holds for the others as well."""
+    for job in jobs:
+        if _measure(data, *job) is not None:
+            return
+
+
+def _in_processes(jobs: list[tuple], data: SequenceSet, workers: int) -> None:
+    """Do the jobs in processes. SIGTERM is passed on to them: trainings stop at a checkpoint, nothing else is begun."""
+    size = min(workers, max(1, len(jobs)))
+    stopping = False
+    with (
+        sigterm_noted() as told_to_stop,
+        ProcessPoolExecutor(size, get_context("spawn"), _open, (data.folder,)) as pool,
+    ):
+        waiting = {pool.submit(_work, job) for job in jobs}
         try:
-            return [future.result() for future in as_completed(futures)]
-        except BaseException:
+            while waiting:
+                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                if told_to_stop and not stopping:
+                    stopping = True
+                    waiting = {future for future in waiting if not future.cancel()}
+                    for process in active_children():
+                        process.terminate()
+                for future in done:
+                    future.result()
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)  # what is being trained goes on to its next checkpoint or end
-            raise
+            if not (stopping and isinstance(error, BrokenProcessPool)):  # a process that was told while it started
+                raise
 
 
 def main(arguments: list[str] | None = None) -> int:
