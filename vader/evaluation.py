@@ -23,7 +23,7 @@ from .data import SequenceSet
 from .diffusion.sampling import object_generators
 from .generation import Generator, Models, System, render_samples
 from .metrics import MetricError
-from .metrics.distribution import distances
+from .metrics.distribution import KernelDistance, distances, frechet_estimate
 from .metrics.features import Features, check_independent, extract
 from .metrics.images import LPIPS, psnr
 from .rendering.volume import render_views
@@ -83,8 +83,10 @@ def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "tra
     return extract(torch.stack(pictures), config.features)
 
 
-def sample_features(models: Models, system: System | Generator, name: str) -> list[Features]:
-    """Features of a system's samples, one set for each sampling seed.
+def sample_features(
+    models: Models, system: System | Generator, name: str, seeds: Sequence[int] | None = None
+) -> list[Features]:
+    """Features of a system's samples, one set for each sampling seed (default: those of the experiment).
 
     Raises MetricError, before any work, for fewer pictures than KID's subsets hold, and where no sample is finite.
     """
@@ -96,7 +98,7 @@ def sample_features(models: Models, system: System | Generator, name: str) -> li
             f"{config.kid_subset_size} pictures: expected at least that many (or a smaller kid_subset_size)"
         )
     sets = []
-    for seed in config.sampling_seeds:
+    for seed in config.sampling_seeds if seeds is None else seeds:
         pictures = render_samples(models, system, config.num_samples, config.views, seed, f"{name}, seed {seed}")
         sets.append(finite_features(pictures, config.features, f"{name}, seed {seed}"))
     return sets
@@ -119,24 +121,29 @@ def reconstruction_features(models: Models, seed: int = 0) -> Features:
 
 
 def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig) -> list[dict]:
-    """Fréchet and kernel distance by torch-fidelity as rows for a report: mean and spread over sampling seeds."""
+    """Fréchet and kernel distance by torch-fidelity as rows for a report: means over sampling seeds.
+
+    Their 95 % intervals come from resampling objects, real and generated; their std, which a single seed has not, is
+    that over seeds.
+    """
     per_seed = [distances(f, real, config.kid_subset_size, config.kid_subsets) for f in sets]
+    estimates = frechet_estimate(sets, real), KernelDistance(real).estimate(sets)
     rows = []
-    for measured in zip(*per_seed, strict=True):
+    for measured, estimate in zip(zip(*per_seed, strict=True), estimates, strict=True):
         values = torch.tensor([row["value"] for row in measured], dtype=torch.float64)
         scale = 1000 if measured[0]["metric"] in ("kid", "kd") else 1
-        rows.append(
-            {
-                "metric": measured[0]["metric"],
-                "scale": scale,
-                "value": scale * values.mean().item(),
-                "std": scale * values.std(correction=1).item() if len(values) > 1 else 0.0,
-                "n": len(values),
-                "features": measured[0]["features"],
-                "resolution": measured[0]["resolution"],
-                "note": measured[0]["note"] + _left_out(sets),
-            }
-        )
+        row = {
+            "metric": measured[0]["metric"],
+            "scale": scale,
+            "value": scale * values.mean().item(),
+            "low": scale * estimate.low,
+            "high": scale * estimate.high,
+            "n": len(values),
+            "features": measured[0]["features"],
+            "resolution": measured[0]["resolution"],
+            "note": measured[0]["note"] + _left_out(sets),
+        }
+        rows.append(row | ({"std": scale * values.std(correction=1).item()} if len(values) > 1 else {}))
     return rows
 
 

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,7 +100,7 @@ def test_own_estimates_are_torch_fidelitys():
     pytest.importorskip("torch_fidelity")
     a, b = gaussian(20, 3), gaussian(30, 2, shift=0.4, seed=1)
     fd, kd = distribution.distances(a, b, subset_size=60, subsets=1)
-    assert distribution.frechet_estimate(a, b, resamples=2).value == pytest.approx(fd["value"], rel=1e-4)
+    assert distribution.frechet_estimate([a], b, resamples=2).value == pytest.approx(fd["value"], rel=1e-4)
     assert distribution.KernelDistance(b).sums(a).mmd2().item() == pytest.approx(kd["value"], rel=1e-4)
 
 
@@ -194,8 +195,28 @@ def test_frechet_of_known_gaussians():
     a = Features(torch.randn(4000, 3, generator=g), ids, "x", (1, 1), (0.0, 0.0, 0.0))
     b = dataclasses.replace(a, values=torch.randn(4000, 3, generator=g) * torch.tensor([1, 2, 3.0]) + 1)
     truth = 3 + 0 + 1 + 4
-    e = distribution.frechet_estimate(a, b, resamples=20)
+    e = distribution.frechet_estimate([a], b, resamples=20)
     assert e.low < truth < e.high and e.value == pytest.approx(truth, rel=0.1) and e.high - e.low < 2
+
+
+def test_frechet_with_any_number_of_images_is_that_of_the_covariances():
+    """Fewer images than features, or more, on either side; sets are averaged, resampled objects weighted."""
+    for n, m in ((8, 9), (8, 60), (70, 9), (70, 60)):
+        a, b = gaussian(n, 1, shift=0.5), gaussian(m, 1, seed=1)
+        means, covariances = zip(*((x.values.double().mean(0), x.values.double().T.cov()) for x in (a, b)), strict=True)
+        root = np.real(scipy.linalg.sqrtm((covariances[0] @ covariances[1]).numpy()))
+        truth = (means[0] - means[1]).square().sum() + sum(c.trace() for c in covariances) - 2 * np.trace(root)
+        assert distribution.frechet_estimate([a], b, resamples=2).value == pytest.approx(float(truth), rel=1e-3)
+    sets = [gaussian(70, 2, shift=0.5), gaussian(50, 2, shift=0.7, seed=2)]
+    single = [distribution.frechet_estimate([x], b, resamples=2).value for x in sets]
+    assert distribution.frechet_estimate(sets, b, resamples=2).value == pytest.approx(sum(single) / 2)
+    times = torch.tensor([2.0, 0.0, 1.0])
+    x = gaussian(3, 4)
+    held = dataclasses.replace(x, values=torch.cat([x.values[:4], x.values[:4], x.values[8:]]))
+    for found, expected in zip(
+        distribution._moments(x, times), distribution._moments(held, torch.ones(3)), strict=True
+    ):
+        torch.testing.assert_close(*(y.T @ y if y.ndim == 2 else y for y in (found, expected)))
 
 
 def test_sets_that_cannot_be_compared():
@@ -209,7 +230,7 @@ def test_sets_that_cannot_be_compared():
         for call in (
             lambda other=other: distribution.distances(a, other, subset_size=5),
             lambda other=other: distribution.KernelDistance(other).sums(a),
-            lambda other=other: distribution.frechet_estimate(a, other),
+            lambda other=other: distribution.frechet_estimate([a], other),
         ):
             with pytest.raises(MetricError, match=message):
                 call()

@@ -219,39 +219,46 @@ def _block_sums(a: Features, b: Features, rows: int = 2048) -> Tensor:
 
 
 def frechet_estimate(
-    generated: Features, real: Features, resamples: int = 40, seed: int = 0, level: float = 0.95
+    generated: Sequence[Features], real: Features, resamples: int = 20, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """The Fréchet distance with a bootstrap interval over objects.
+    """The mean Fréchet distance of one system's samples, one set per sampling seed, with a bootstrap interval.
 
-    Resampled sets hold fewer different images, which biases FID upwards; the interval is therefore
-    the estimate plus and minus normal quantiles of the bootstrap's standard error. Each resample costs
-    two covariances and an eigendecomposition: a second or so in 1280 dimensions.
+    Real objects are resampled, the same for all sets, and generated ones within each set. Resampled sets hold fewer
+    different images, which biases the distance upwards; the interval is therefore the estimate plus and minus normal
+    quantiles of the bootstrap's standard error.
     """
-    generated.check_comparable(real)
+    for features in generated:
+        features.check_comparable(real)
     generator = torch.Generator().manual_seed(seed)
-    value = _frechet(*_moments(generated), *_moments(real))
-    draws = []
-    for _ in range(resamples):
-        moments = [_moments(x, _resample(x.num_objects, 1, generator)[0]) for x in (generated, real)]
-        draws.append(_frechet(*moments[0], *moments[1]))
+
+    def mean(resample: bool) -> float:
+        fixed, *sets = (
+            _moments(x, _resample(x.num_objects, 1, generator)[0] if resample else torch.ones(x.num_objects))
+            for x in (real, *generated)
+        )
+        return float(np.mean([_frechet(*moments, *fixed) for moments in sets]))
+
+    value, draws = mean(False), [mean(True) for _ in range(resamples)]
     std = float(np.std(draws, ddof=1))
     half = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))) * std
     return Estimate(value, std, value - half, value + half, resamples)
 
 
-def _moments(features: Features, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean (f,) and covariance (f, f) where each object is held `times`."""
-    x = features.values.double()
-    weight = torch.ones(len(x), dtype=torch.float64) if times is None else times[features.objects]
+def _moments(features: Features, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (f,) and a root X of the covariance X^T X, (at most f, f), where each object is held `times`."""
+    weight = times[features.objects].double()
+    x, weight = features.values[weight > 0].double(), weight[weight > 0]
     n = weight.sum()
     mean = weight @ x / n
-    centred = (x - mean) * weight.sqrt()[:, None]
-    return mean, centred.T @ centred / (n - 1)
+    root = (x - mean) * (weight / (n - 1)).sqrt()[:, None]
+    return mean, torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root
 
 
-def _frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2), whose eigenvalues are those of the symmetric A^1/2 B A^1/2."""
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    eigenvalues = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0)
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * eigenvalues.sqrt().sum())
+def _frechet(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) with A = X^T X and B = Y^T Y.
+
+    The last trace is the sum of the singular values of X Y^T: A B has the eigenvalues of (X Y^T)(X Y^T)^T. With fewer
+    images than features that is the smaller matrix, and no root has to be taken.
+    """
+    common = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    return float((mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * common)

@@ -34,6 +34,8 @@ def excerpt(reports: list[dict[str, Any]]) -> str:
         if not found:
             return "–"
         spread = f" ± {found[0]['std']:.2g}" if "std" in found[0] else ""
+        if "low" in found[0]:
+            spread = f" [{found[0]['low']:.4g}, {found[0]['high']:.4g}]"
         return f"{found[0]['value']:.4g}{spread}"
 
     header = ["", *(f"{d.replace('_', ' ')}: KD ×10³" for d in MEASURED)]

@@ -64,6 +64,6 @@ def _value(row: dict[str, Any]) -> str:
     if row["metric"] in COUNTS:
         return f"{row['value']:,}" if isinstance(row["value"], int) else f"{row['value']:.4g}"
     text = f"{row['value']:.4g}"
-    if "std" in row:
-        return f"{text} ± {row['std']:.2g}"
-    return f"{text} [{row['low']:.4g}, {row['high']:.4g}]" if "low" in row else text
+    if "low" in row:
+        return f"{text} [{row['low']:.4g}, {row['high']:.4g}]"
+    return f"{text} ± {row['std']:.2g}" if "std" in row else text
