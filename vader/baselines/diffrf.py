@@ -242,10 +242,11 @@ def sample_fields(
     denoise: a `FieldUNet`, or a copy of one that `diffusion.sampling.for_inference` made. Where it returns NaN, so does
     this.
     """
-    from diffusers import DDIMScheduler
+    process = noise_schedule(config.diffusion)
+    from diffusers import DDIMScheduler  # after the first import, which says what is missing
 
     schedule = DDIMScheduler.from_config(
-        noise_schedule(config.diffusion).config, clip_sample=True, timestep_spacing="trailing", set_alpha_to_one=True
+        process.config, clip_sample=True, timestep_spacing="trailing", set_alpha_to_one=True
     )
     schedule.set_timesteps(config.sampler.num_steps)
     generators = object_generators(seed, indices)
