@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from vader.config import later
+from vader.checks import later
 from vader.storage import RunError, canonical, load_weights, plain, read_weights, save_weights, write_json
 
 JSON = st.recursive(

@@ -10,17 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from .articulation.config import ArticulationConfig
-from .checks import nearest, require
+from .checks import later, nearest, require
 from .diffusion.text_config import TextConfig
-
-
-def later(default: Any) -> Any:
-    """A field that settings got after runs of theirs were published.
-
-    While it has its default it is left out of digests, so that those runs are found as before.
-    """
-    return field(default=default, metadata={"later": True})
-
 
 WORD_BITS = 32  # w of Eq. 10
 

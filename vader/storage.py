@@ -27,7 +27,7 @@ class RunError(ValueError):
 def plain(value: Any, where: str = "settings") -> Any:
     """`value` as JSON values: dataclasses become objects, tuples lists, and floats that are whole become ints.
 
-    The last makes settings that compare equal (1 == 1.0) look equal. A field declared with `config.later` is left
+    The last makes settings that compare equal (1 == 1.0) look equal. A field declared with `checks.later` is left
     out while it has its default. Raises RunError naming the place of anything else, such as a path or a tensor,
     which has no business in a setting.
     """

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_articulated, toys
+from vader.articulation import articulated
 from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
 from vader.articulation.poses import PoseError, neutral
+from vader.articulation.start import asymmetry
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.checks import ConfigError
 from vader.diffusion.denoising import extract_latents
@@ -64,7 +66,7 @@ def test_the_loop_is_told_how_to_clip_and_which_videos_a_step_draws(data):
     task = Articulation(config, data, CPU)
     assert (task.clip_norm, task.clip_value) == (3.0, 0.1)
     torch.manual_seed(5)
-    drawn = [task.keys[k] for k in task.draw()[0]]
+    drawn = [task.keys[k] for k in task.draw(0)[0]]
     torch.manual_seed(5)
     assert task.batch(0) == drawn and len(set(drawn)) == 2
 
@@ -126,9 +128,9 @@ def test_the_start_pulls_every_subject_to_one_solid(data):
     def distance():
         with torch.no_grad():
             density = task.model.train()(torch.arange(4), 0.0)[:, 0]
-        return ((density - task.solid).square().mean() / task.solid.square().mean()).item()
+        return ((density - task.solids).square().mean() / task.solids.square().mean()).item()
 
-    assert task.solid.shape == (8, 8, 8) and 0 < task.solid.max() <= 3.5
+    assert task.solids.shape == (1, 8, 8, 8) and 0 < task.solids.max() <= 3.5
     before = distance()
     for clock in range(0, 600, 4):
         task.optimizer.zero_grad()
@@ -140,6 +142,79 @@ def test_the_start_pulls_every_subject_to_one_solid(data):
     assert "start" not in unasked.step(0)
 
 
+def test_each_subject_may_start_as_its_own_solid_that_follows_its_silhouette(data, monkeypatch):
+    config = tiny_articulated(articulation=dict(own_start=True, predictor_warmup_images=0))
+    task = Articulation(config, data, CPU)
+    assert task.solids.shape == (4, 8, 8, 8) and (task.solids[0] - task.solids[1]).abs().max() > 1
+    rendered = []
+    original = articulated.render_posed
+    monkeypatch.setattr(
+        articulated, "render_posed", lambda v, poses, *a, **k: rendered.append(poses) or original(v, poses, *a, **k)
+    )
+    torch.manual_seed(0)
+    task.step(0)
+    torch.manual_seed(0)
+    frames = task.draw(0)[1]
+    assert torch.equal(rendered[0][..., 3], task.shifts[frames][:, :, None].expand(rendered[0].shape[:-1]))
+    assert task.shifts.abs().max() > 0.01
+
+
+def test_training_begins_with_the_most_symmetric_frames_and_takes_in_the_others(data):
+    early = dict(neutral_images=80, neutral_share=0.5, widening_images=40)
+    task = Articulation(tiny_articulated(articulation=early), data, CPU)
+
+    def shown(clock):
+        return torch.cat([task.draw(clock)[1].flatten() for _ in range(200)]).unique().tolist()
+
+    for k, video in enumerate(data.split("train")):
+        order = asymmetry(video.frames[:6], video.masks[:6]).argsort() + 6 * k
+        assert set(shown(0)) & set(range(6 * k, 6 * k + 6)) == set(order[:3].tolist())
+    assert shown(79) == shown(0) and len(shown(79 + 20)) == 4 * 5 and len(shown(80 + 40)) == 4 * 6
+    everything = Articulation(tiny_articulated(), data, CPU)
+    torch.manual_seed(0)
+    drawn = everything.draw(0)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, task.draw(1000), strict=True)), "the same draws once all are"
+
+
+def test_the_predictor_warms_up_when_the_pictures_begin_to_teach_it(data):
+    task = Articulation(tiny_articulated(articulation=dict(neutral_images=8, predictor_warmup_images=12)), data, CPU)
+    *others, group = task.optimizer.param_groups
+    parameter, rates = task.pose_model.keypoints.raw, []
+    for clock in range(0, 28, 4):
+        for g in task.optimizer.param_groups:
+            g["lr"] = 1e-3
+        task.optimizer.zero_grad()
+        task.step(clock)
+        assert (parameter in task.optimizer.state) == (clock not in (0, 8)), "Adam starts anew where the poses do"
+        task.optimizer.step()
+        rates.append(round(group["lr"] / 1e-3, 6))
+        assert all(g["lr"] == 1e-3 for g in others)
+    assert rates == [1, 1, 0.25, 0.5, 0.75, 1, 1]
+
+
+def test_how_far_away_a_part_is_need_not_be_learned(data):
+    gradients = {}
+    for learned in (True, False):
+        only_pixels = {f"{term}_weight": 0.0 for term in ("equivariance", "projection", "pull")}
+        config = tiny_articulated(articulation=dict(neutral_images=0, learn_depth=learned, **only_pixels))
+        task = Articulation(config, data, CPU)
+        settle(task)
+        solve, found = task.pose_model.forward, []
+
+        def solved(images, solve=solve, found=found):
+            out = solve(images)
+            out.poses.retain_grad()
+            found.append(out.poses)
+            return out
+
+        task.pose_model.forward = solved
+        task.step(0)
+        gradients[learned] = found[0].grad[..., 3].abs().amax((0, 1))
+    assert (gradients[True] > 0).all()
+    assert (gradients[False][:2] > 0).all() and gradients[False][2] == 0
+
+
 def test_frames_drawn_are_of_their_video_different_and_only_for_training(data):
     videos = list(data.split("train"))
     short = dataclasses.replace(videos[1], train_frames=3)
@@ -147,7 +222,7 @@ def test_frames_drawn_are_of_their_video_different_and_only_for_training(data):
     task = Articulation(tiny_articulated(reconstruction=dict(views_per_object=3)), uneven, CPU)
     assert len(task.frames) == 6 + 3 + 6 + 6
     for _ in range(20):
-        objects, frames = task.draw()
+        objects, frames = task.draw(0)
         assert len(objects.unique()) == 2
         for video, chosen in zip(objects.tolist(), frames, strict=True):
             low, count = (0, 6, 9, 15)[video], (6, 3, 6, 6)[video]

@@ -1,4 +1,4 @@
-"""The solid that all subjects start as: inflated from what the camera sees of them."""
+"""Where learning poses starts: solids inflated from silhouettes, and the frames that training begins with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vader.articulation.config import ArticulationConfig
-from vader.articulation.poses import fixed_camera
-from vader.articulation.start import inflated_silhouette
+from vader.articulation.poses import fixed_camera, neutral, project
+from vader.articulation.start import asymmetry, centre_shifts, inflated_silhouette
 from vader.checks import ConfigError
 
 CAMERA = fixed_camera(ArticulationConfig(), 64)
@@ -46,3 +46,31 @@ def test_where_the_subject_is_seen_in_less_than_half_of_the_frames_there_is_noth
     masks[1, :, :32] = 0  # the right half in two of four frames, the left half in one
     with pytest.raises(ConfigError, match="no pixel shows the subject in half of the frames"):
         inflated_silhouette(masks, CAMERA, 9)
+
+
+def test_a_frame_is_as_symmetric_as_its_best_mirror_wherever_the_subject_stands():
+    torch.manual_seed(0)
+    half = torch.randint(50, 256, (16, 6, 3), dtype=torch.uint8)
+    subject = torch.cat([half, half.flip(1)], dim=1)  # (16, 12, 3)
+    lopsided = subject.clone()
+    lopsided[:, :3] = 0
+    frames, masks = torch.full((4, 32, 32, 3), 99, dtype=torch.uint8), torch.zeros(4, 32, 32, dtype=torch.uint8)
+    for i, (patch, column) in enumerate(((subject, 10), (subject, 3), (lopsided, 10))):
+        frames[i, 8:24, column : column + 12], masks[i, 8:24, column : column + 12] = patch, 255
+    masks[2, 8:24, 10:13] = 0
+    found = asymmetry(frames, masks)
+    assert found[0] == found[1] == 0, "background is none of the subject's, whatever its colour"
+    assert 0.05 < found[2] < 1 and found[3] == torch.inf
+    torch.testing.assert_close(asymmetry(frames.flip(2), masks.flip(2)), found)
+
+
+def test_shifts_put_a_solid_where_the_mask_is():
+    """A point moved by the shift is seen where the mask's centre moved; right in the image is +x, up is +y."""
+    masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    masks[0, 20:30, 20:30] = 255
+    masks[1, 14:24, 34:44] = 255  # 14 pixels to the right, 6 up
+    shifts = centre_shifts(masks, CAMERA)
+    torch.testing.assert_close(shifts[0], -shifts[1])
+    poses = torch.cat([neutral(2)[..., :3], shifts[:, :, None]], dim=-1)
+    seen = project(poses[:, None], torch.zeros(1, 1, 3), CAMERA)[:, 0, 0]
+    torch.testing.assert_close(32 * (seen[1] - seen[0]), torch.tensor([14.0, -6.0]), atol=1e-3, rtol=0)

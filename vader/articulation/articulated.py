@@ -7,6 +7,7 @@ a run of its own. Nothing but frames and masks is read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,14 @@ from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..checks import require
 from ..config import Experiment
 from ..data import Video
+from ..rendering.cameras import Cameras
 from ..runs import Run
 from ..storage import load_weights, save_weights
 from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
 from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
 from .skinning import render_posed
-from .start import inflated_silhouette
+from .start import asymmetry, centre_shifts, inflated_silhouette
 
 if TYPE_CHECKING:
     from ..data import SequenceSet
@@ -142,10 +144,7 @@ class Articulation:
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
         camera = fixed_camera(config.articulation, h)
         self.rays = [x.to(device) for x in camera.rays()]  # (1, h w, 3) each
-        if config.articulation.start_weight and config.articulation.neutral_images and not self.started:
-            size = config.autodecoder.resolution
-            self.solid = (size - 1) / 2 * inflated_silhouette(self.masks, camera, size).to(device)  # opaque per voxel
-
+        self._prepare_start(camera)
         torch.manual_seed(config.seed)
         self.model = Autodecoder(config, len(videos)).to(device).to(memory_format=torch.channels_last_3d).train()
         self.pose_model = PoseModel(config).to(device).train()
@@ -159,21 +158,65 @@ class Articulation:
         ]
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
+    def _prepare_start(self, camera: Cameras) -> None:
+        """The solids that subjects start as, how they move, and how late each frame is shown: see `start`."""
+        settings, size, counts = self.config.articulation, self.config.autodecoder.resolution, self.counts.tolist()
+        self.turn = torch.zeros(len(counts), max(counts))  # of each frame, from 0 to 1; the most symmetric come first
+        if self.started or not settings.neutral_images:
+            return
+        masks = self.masks.split(counts)
+        if settings.neutral_share < 1:
+            for turn, frames, mask in zip(self.turn, self.frames.split(counts), masks, strict=True):
+                turn[: len(mask)] = asymmetry(frames, mask).cpu().argsort().argsort() / len(mask)
+        if settings.own_start:
+            self.shifts = torch.cat([centre_shifts(mask.cpu(), camera) for mask in masks]).to(self.device)
+        if settings.start_weight:
+            shown = masks if settings.own_start else [self.masks]
+            solids = torch.stack([inflated_silhouette(mask, camera, size) for mask in shown])
+            self.solids = (size - 1) / 2 * solids.to(self.device)  # opaque per voxel
+
+    def draw(self, clock: int) -> tuple[Tensor, Tensor]:
         """Videos (b,) and the frames (b, v) of each, without repetition, from the current random stream."""
         chosen = torch.randperm(len(self.keys))[: self.settings.objects_per_step]
-        counts = self.counts[chosen, None]
-        order = torch.rand(len(chosen), int(counts.max())).masked_fill(torch.arange(int(counts.max())) >= counts, 2)
+        counts, most = self.counts[chosen, None], int(self.counts[chosen].max())
+        order = torch.rand(len(chosen), most).masked_fill(torch.arange(most) >= counts, 3)
+        order += self.turn[chosen, :most] >= self._share(clock)  # what is not shown yet comes behind
         frames = order.argsort(dim=1)[:, : self.settings.views_per_object]
         return chosen.to(self.device), (self.first[chosen, None] + frames).to(self.device)
 
     def batch(self, clock: int) -> list[str]:
         """Keys of the videos that the step draws, from the current random stream."""
-        return [self.keys[k] for k in self.draw()[0].tolist()]
+        return [self.keys[k] for k in self.draw(clock)[0].tolist()]
+
+    def _share(self, clock: int) -> float:
+        """Of a video's frames, how many are shown."""
+        settings = self.config.articulation
+        since = clock - settings.neutral_images
+        if self.started or settings.neutral_share == 1 or since >= settings.widening_images:
+            return math.inf
+        return settings.neutral_share + (1 - settings.neutral_share) * max(0, since) / settings.widening_images
+
+    def _warm_up(self, clock: int) -> None:
+        """Let the predictor learn slowly at first when the pictures begin to teach it poses.
+
+        Its gradients are many times what they were in the neutral pose, and by Adam's moments from there each step
+        would be several times the rate. The loop sets the rate anew for each step.
+        """
+        warmup, since = (
+            self.config.articulation.predictor_warmup_images,
+            clock - self.config.articulation.neutral_images,
+        )
+        if self.started or not 0 <= since < warmup:
+            return
+        group = self.optimizer.param_groups[-1]
+        if since < self.per_step:
+            for parameter in group["params"]:
+                self.optimizer.state.pop(parameter, None)
+        group["lr"] *= (since + self.per_step) / (warmup + self.per_step)
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, articulation = self.settings, self.config.articulation
-        objects, frames = self.draw()
+        objects, frames = self.draw(clock)
         b, v = frames.shape
         target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
         mask = self.masks[frames].flatten(0, 1).float() / 255
@@ -181,9 +224,16 @@ class Articulation:
         if neutral_start:
             points2d, shares = self.pose_model.predictor(target), {}
             poses = neutral(len(target), points2d.shape[1], device=self.device)
+            if articulation.own_start:
+                poses = torch.cat([poses[..., :3], poses[..., 3:] + self.shifts[frames].view(-1, 1, 3, 1)], dim=-1)
         else:
+            self._warm_up(clock)
             found = self.pose_model(target)
             poses, points2d, shares = found.poses, found.points2d, found.guard.shares
+            if not articulation.learn_depth:
+                poses = torch.cat(
+                    [poses[..., :3], torch.cat([poses[..., :2, 3:], poses[..., 2:, 3:].detach()], -2)], -1
+                )
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             volume = self.model(objects, noise)
@@ -203,7 +253,8 @@ class Articulation:
         colour, occupancy = (x.flatten(0, 1).unflatten(1, (h, w)) for x in (seen.colour, seen.occupancy))
         losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen)
         if neutral_start and articulation.start_weight:
-            distance = (volume[:, 0].float() - self.solid) / self.config.autodecoder.density_scale
+            solid = self.solids[objects] if articulation.own_start else self.solids
+            distance = (volume[:, 0].float() - solid) / self.config.autodecoder.density_scale
             losses["start"] = articulation.start_weight * distance.square().mean()
         if articulation.equivariance_weight:
             sigma = articulation.equivariance_sigma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import require
+from ..checks import later, require
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class ArticulationConfig:
     start_weight: float = 0.0  # of the distance to one solid for all subjects, meanwhile (see `start`)
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
+    # A gentler start than with all frames at once, see `start`. Off by default.
+    own_start: bool = later(False)  # a solid of its own for each video, which follows the silhouette's centre
+    neutral_share: float = later(1.0)  # of a video's frames, its most symmetric ones, that training begins with
+    widening_images: int = later(0)  # seen after the neutral ones while that share grows to all frames
+    predictor_warmup_images: int = later(0)  # seen after the neutral ones while the predictor's rate rises from 0
+    learn_depth: bool = later(True)  # pixels teach how far away a part is, which a narrow camera hardly shows
 
     def __post_init__(self) -> None:
         for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
@@ -54,6 +60,9 @@ class ArticulationConfig:
         terms = ("equivariance", "projection", "pull", "rigid_pull", "start")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
+        for name in ("widening_images", "predictor_warmup_images"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
+        require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")
 
     @property
