@@ -36,27 +36,27 @@ from .video import (
 )
 
 NAME = "puppets"
-PUPPETS_VERSION = 2  # raised whenever figures, motion or shading change
+PUPPETS_VERSION = 5  # raised whenever figures, motion or shading change
 HALF_EXTENT = 0.84  # of the bounding box of all frames; what is nearer than this stays within the picture
 # Part -> its parent, the ranges of its joint's rest angles and amplitudes about x, y and z in degrees. Turned about z
 # and y on the right side as in a mirror. Euler angles: R = R_y R_x R_z.
 JOINTS: dict[str, tuple[str | None, tuple[float, float, float], tuple[float, float, float]]] = {
-    "torso": (None, (0, 0, 0), (15, 90, 8)),
-    "head": ("torso", (0, 0, 0), (15, 35, 10)),
-    "left_arm": ("torso", (0, 0, 25), (35, 0, 20)),
-    "right_arm": ("torso", (0, 0, 25), (35, 0, 20)),
-    "left_leg": ("torso", (0, 0, 8), (25, 0, 8)),
-    "right_leg": ("torso", (0, 0, 8), (25, 0, 8)),
-    "left_forearm": ("left_arm", (-40, 0, 0), (40, 0, 0)),
-    "right_forearm": ("right_arm", (-40, 0, 0), (40, 0, 0)),
-    "left_shin": ("left_leg", (35, 0, 0), (35, 0, 0)),
-    "right_shin": ("right_leg", (35, 0, 0), (35, 0, 0)),
+    "torso": (None, (0, 0, 0), (12, 65, 8)),
+    "head": ("torso", (0, 0, 0), (12, 25, 8)),
+    "left_arm": ("torso", (0, 0, 25), (20, 0, 12)),
+    "right_arm": ("torso", (0, 0, 25), (20, 0, 12)),
+    "left_leg": ("torso", (0, 0, 8), (16, 0, 5)),
+    "right_leg": ("torso", (0, 0, 8), (16, 0, 5)),
+    "left_forearm": ("left_arm", (-35, 0, 0), (25, 0, 0)),
+    "right_forearm": ("right_arm", (-35, 0, 0), (25, 0, 0)),
+    "left_shin": ("left_leg", (25, 0, 0), (20, 0, 0)),
+    "right_shin": ("right_leg", (25, 0, 0), (20, 0, 0)),
 }
 LIMBS = ((1, 0), (0, 1), (1, 1), (2, 0), (0, 2), (1, 2), (2, 1), (2, 2))  # pieces of each arm, of each leg
 STYLES = ("round", "box", "ball")
 SIZES = {  # ranges in metres; widths are half-widths
-    "torso_height": (0.45, 0.60), "torso_width": (0.19, 0.26), "torso_depth": (0.12, 0.17), "head": (0.14, 0.19),
-    "arm": (0.40, 0.55), "arm_width": (0.06, 0.08), "leg": (0.45, 0.70), "leg_width": (0.08, 0.11),
+    "torso_height": (0.50, 0.62), "torso_width": (0.26, 0.34), "torso_depth": (0.19, 0.26), "head": (0.25, 0.31),
+    "arm": (0.34, 0.44), "arm_width": (0.08, 0.10), "leg": (0.34, 0.46), "leg_width": (0.10, 0.13),
 }  # fmt: skip
 
 
