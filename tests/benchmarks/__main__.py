@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, full_size, shards, training, chamfer, features; all unless some are named)
-and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only printed. Have nothing
-else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and
-the report says so.
+runs the parts (renderer, sampler, stage1, full_size, shards, training, chamfer, features; all that use the device
+unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only
+printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their
+contests are left out and the report says so.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ def run_full_size(device: torch.device) -> Part:
     return [], full_size.measure(device), {}
 
 
+# The three that follow use no GPU, and are left out of the report of one.
 def run_shards(device: torch.device) -> Part:
     return [], shards.startup(), {}
 
 
 def run_training(device: torch.device) -> Part:
-    """On the CPU, whatever the device: ranks are processes of this machine."""
+    """Ranks are processes of this machine."""
     return training.two_ranks() + training.views(), training.loop_share(), {}
 
 
@@ -86,6 +87,7 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }
+CPU_ONLY = ("shards", "training", "chamfer")
 
 
 def plot(curves: dict[str, dict[str, list[tuple[float, float]]]], title: str):
@@ -106,7 +108,7 @@ def plot(curves: dict[str, dict[str, list[tuple[float, float]]]], title: str):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Run the benchmarks.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: those of the device)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     options = parser.parse_args(arguments)
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     quantities: list[Quantity] = []
     curves: dict[str, Any] = {}
     left_out: list[str] = []
-    for name in options.parts or PARTS:
+    for name in options.parts or [part for part in PARTS if device.type == "cpu" or part not in CPU_ONLY]:
         run, needs = PARTS[name]
         missing = [package for package in needs if importlib.util.find_spec(package) is None]
         if missing:
