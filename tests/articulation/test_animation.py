@@ -95,7 +95,7 @@ def test_a_generated_subject_moves_like_any_other(animator, toy, monkeypatch, tm
 def test_fitting_a_new_subject_lowers_its_loss_and_changes_no_model(animator, toy):
     video = next(iter(toy[0].split("test")))
     before = {name: value.clone() for name, value in animator.autodecoder.state_dict().items()}
-    settings = InversionConfig(steps=25, learning_rate=0.1, noise=0.0, views_per_step=4, tuning_steps=8)
+    settings = InversionConfig(steps=60, learning_rate=0.1, noise=0.0, views_per_step=4, tuning_steps=8)
     found = animator.fit(video, settings)
     assert sum(found.losses[-5:]) < 0.95 * sum(found.losses[:5])
     assert len(found.tuning_losses) == 8

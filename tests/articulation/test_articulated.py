@@ -123,7 +123,8 @@ def test_the_neutral_start_holds_the_pose_and_asks_the_keypoints_to_agree(data):
 def test_the_start_pulls_every_subject_to_one_solid(data):
     """Only while poses are neutral, only with a weight, and not for a model that grows from a finished run."""
     alone = dict(foreground_weight=0.0, pixel_weight=0.0, perceptual_weight=0.0, density_noise=0.0)
-    task = Articulation(tiny_articulated(articulation=dict(neutral_images=1000), reconstruction=alone), data, CPU)
+    start = dict(neutral_images=1000, own_start=False)
+    task = Articulation(tiny_articulated(articulation=start, reconstruction=alone), data, CPU)
 
     def distance():
         with torch.no_grad():
@@ -170,7 +171,7 @@ def test_training_begins_with_the_most_symmetric_frames_and_takes_in_the_others(
         order = asymmetry(video.frames[:6], video.masks[:6]).argsort() + 6 * k
         assert set(shown(0)) & set(range(6 * k, 6 * k + 6)) == set(order[:3].tolist())
     assert shown(79) == shown(0) and len(shown(79 + 20)) == 4 * 5 and len(shown(80 + 40)) == 4 * 6
-    everything = Articulation(tiny_articulated(), data, CPU)
+    everything = Articulation(tiny_articulated(articulation=dict(neutral_share=1.0)), data, CPU)
     torch.manual_seed(0)
     drawn = everything.draw(0)
     torch.manual_seed(0)
@@ -193,26 +194,17 @@ def test_the_predictor_warms_up_when_the_pictures_begin_to_teach_it(data):
     assert rates == [1, 1, 0.25, 0.5, 0.75, 1, 1]
 
 
-def test_how_far_away_a_part_is_need_not_be_learned(data):
-    gradients = {}
-    for learned in (True, False):
-        only_pixels = {f"{term}_weight": 0.0 for term in ("equivariance", "projection", "pull")}
-        config = tiny_articulated(articulation=dict(neutral_images=0, learn_depth=learned, **only_pixels))
-        task = Articulation(config, data, CPU)
-        settle(task)
-        solve, found = task.pose_model.forward, []
-
-        def solved(images, solve=solve, found=found):
-            out = solve(images)
-            out.poses.retain_grad()
-            found.append(out.poses)
-            return out
-
-        task.pose_model.forward = solved
-        task.step(0)
-        gradients[learned] = found[0].grad[..., 3].abs().amax((0, 1))
-    assert (gradients[True] > 0).all()
-    assert (gradients[False][:2] > 0).all() and gradients[False][2] == 0
+def test_keypoints_settle_in_the_neutral_pose_by_a_weight_of_its_own(data):
+    weights = dict(neutral_images=8, settling_weight=3.0, projection_weight=0.0)
+    task = Articulation(tiny_articulated(articulation=weights), data, CPU)
+    assert task.step(0)["projection"] > 0 and "projection" not in task.step(8)
+    task = Articulation(tiny_articulated(articulation=weights | dict(settling_weight=6.0)), data, CPU)
+    again = Articulation(tiny_articulated(articulation=weights), data, CPU)
+    both = []
+    for each in (task, again):
+        torch.manual_seed(0)
+        both.append(each.step(0)["projection"])
+    assert torch.isclose(both[0], 2 * both[1])
 
 
 def test_frames_drawn_are_of_their_video_different_and_only_for_training(data):

@@ -230,10 +230,6 @@ class Articulation:
             self._warm_up(clock)
             found = self.pose_model(target)
             poses, points2d, shares = found.poses, found.points2d, found.guard.shares
-            if not articulation.learn_depth:
-                poses = torch.cat(
-                    [poses[..., :3], torch.cat([poses[..., :2, 3:], poses[..., 2:, 3:].detach()], -2)], -1
-                )
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             volume = self.model(objects, noise)
@@ -261,9 +257,8 @@ class Articulation:
             losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(
                 self.pose_model.predictor, target, points2d, sigma
             )
-        if articulation.projection_weight:
-            projected = self.pose_model.project(poses)
-            losses["projection"] = articulation.projection_weight * projection_loss(points2d, projected)
+        if weight := articulation.settling_weight if neutral_start else articulation.projection_weight:
+            losses["projection"] = weight * projection_loss(points2d, self.pose_model.project(poses))
         if articulation.pull_weight:
             raw = seen.part_density / self.config.autodecoder.density_scale
             losses["pull"] = articulation.pull_weight * pull_loss(poses, raw, articulation.pull_threshold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import later, require
+from ..checks import require
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ArticulationConfig:
     equivariance_weight: float = 10.0  # keypoints move with the image (UVA)
     equivariance_sigma: float = 0.1  # of the random affine maps (UVA)
     projection_weight: float = 10.0  # 2D keypoints lie where the pose projects the 3D ones (UVA)
+    settling_weight: float = 10.0  # the same while subjects are rendered in the neutral pose, which it then teaches
     pull_weight: float = 200.0  # poses of parts that hold no density go to that of the largest part (UVA, stage two)
     pull_threshold: float = 0.01  # mean raw density below which a part is pulled (UVA, stage two)
     rigid_pull_weight: float = 10.0  # the same while there is one part (UVA, stage one)
@@ -39,11 +40,10 @@ class ArticulationConfig:
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
     # A gentler start than with all frames at once, see `start`. Off by default.
-    own_start: bool = later(False)  # a solid of its own for each video, which follows the silhouette's centre
-    neutral_share: float = later(1.0)  # of a video's frames, its most symmetric ones, that training begins with
-    widening_images: int = later(0)  # seen after the neutral ones while that share grows to all frames
-    predictor_warmup_images: int = later(0)  # seen after the neutral ones while the predictor's rate rises from 0
-    learn_depth: bool = later(True)  # pixels teach how far away a part is, which a narrow camera hardly shows
+    own_start: bool = False  # a solid of its own for each video, which follows the silhouette's centre
+    neutral_share: float = 1.0  # of a video's frames, its most symmetric ones, that training begins with
+    widening_images: int = 0  # seen after the neutral ones while that share grows to all frames
+    predictor_warmup_images: int = 0  # seen after the neutral ones while the predictor's rate rises from 0
 
     def __post_init__(self) -> None:
         for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
@@ -57,7 +57,7 @@ class ArticulationConfig:
         for name in ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
-        terms = ("equivariance", "projection", "pull", "rigid_pull", "start")
+        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         for name in ("widening_images", "predictor_warmup_images"):

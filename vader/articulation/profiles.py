@@ -17,16 +17,20 @@ VIDEO_DATA = {  # profile -> data sets, settings of the data
     },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
-# the rays in each step, a start as one solid in the neutral pose; in `laptop` heat maps from 3x3 convolutions, since
-# 7x7 ones are half of a step with ten parts. UVA's weights of projection and equivariance are for a perceptual loss;
-# beside pixels alone they drown what the pictures say about the pose. A thin figure, opaque with weights of order one,
-# has a mean density below UVA's 0.1 and would be pulled to the neutral pose for ever.
+# the rays in each step, a start as solids in the neutral pose with the most symmetric frames first; in `laptop` heat
+# maps from 3x3 convolutions, since 7x7 ones are half of a step with ten parts. UVA's weights of projection and
+# equivariance are for a perceptual loss; beside pixels alone they hold the predictor where it is, and a hundredth of
+# them lets it follow what the pictures say about the pose. A thin figure, opaque with weights of order one, has a mean
+# density below UVA's 0.1 and would be pulled to the neutral pose for ever.
 SMALL_ARTICULATION = dict(
     predictor_learning_rate=1e-3,
     ray_stride=2,
-    start_weight=100.0,
-    projection_weight=1.0,
-    equivariance_weight=1.0,
+    own_start=True,
+    start_weight=20.0,
+    neutral_share=0.15,
+    settling_weight=1.0,
+    projection_weight=0.1,
+    equivariance_weight=0.1,
     rigid_pull_threshold=0.01,
 )
 UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
@@ -42,6 +46,8 @@ VIDEO_MODELS = {
             predictor_blocks=2,
             rigid_images=320,
             neutral_images=80,
+            widening_images=80,
+            predictor_warmup_images=16,
             **SMALL_ARTICULATION,
         ),
     ),
@@ -66,15 +72,23 @@ VIDEO_MODELS = {
             predictor_max_channels=128,
             predictor_blocks=4,
             predictor_kernel=3,
-            rigid_images=40_000,
-            neutral_images=4_800,
+            rigid_images=72_000,
+            neutral_images=9_600,
+            widening_images=12_800,
+            predictor_warmup_images=800,
             **SMALL_ARTICULATION,
         ),
     ),
     "gpu": dict(
         autodecoder=dict(lbs_channels=10),
         reconstruction=dict(clip_value=UVA_CLIP),
-        articulation=dict(rigid_images=500_000, neutral_images=20_000, **SMALL_ARTICULATION),
+        articulation=dict(
+            rigid_images=500_000,
+            neutral_images=20_000,
+            widening_images=40_000,
+            predictor_warmup_images=2_000,
+            **SMALL_ARTICULATION,
+        ),
     ),
 }
 
