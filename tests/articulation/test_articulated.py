@@ -10,8 +10,8 @@ import torch
 from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation import articulated
 from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
-from vader.articulation.poses import PoseError, neutral
-from vader.articulation.start import asymmetry
+from vader.articulation.poses import PoseError, fixed_camera, neutral
+from vader.articulation.start import asymmetry, half_depth
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.checks import ConfigError
 from vader.diffusion.denoising import extract_latents
@@ -45,12 +45,12 @@ def settle(task: Articulation) -> None:
 
 
 def test_one_step_moves_everything_and_names_its_terms(data):
-    config = tiny_articulated(articulation=dict(neutral_images=0))
+    config = tiny_articulated(articulation=dict(neutral_images=0, free_depth_images=0))
     task = Articulation(config, data, CPU)
     settle(task)
     torch.manual_seed(0)
     losses = task.step(0)
-    terms = {"foreground", "pixels", "equivariance", "projection", "pull"}
+    terms = {"foreground", "pixels", "depth", "equivariance", "projection", "pull"}
     guard = {"pnp_refused", "pnp_not_finite", "pnp_clipped"}
     assert losses.keys() == {"loss"} | terms | guard
     assert losses["loss"].item() == pytest.approx(sum(losses[name].item() for name in terms), rel=1e-5)
@@ -158,6 +158,39 @@ def test_each_subject_may_start_as_its_own_solid_that_follows_its_silhouette(dat
     frames = task.draw(0)[1]
     assert torch.equal(rendered[0][..., 3], task.shifts[frames][:, :, None].expand(rendered[0].shape[:-1]))
     assert task.shifts.abs().max() > 0.01
+
+
+def test_density_is_kept_out_of_what_is_deeper_than_the_silhouette_is_wide(data):
+    """In the neutral pose and after it, and of each subject by its own silhouette."""
+    alone = dict(foreground_weight=0.0, pixel_weight=0.0, perceptual_weight=0.0, density_noise=0.0)
+    off = {f"{term}_weight": 0.0 for term in ("start", "settling", "projection", "equivariance", "pull")}
+    config = tiny_articulated(articulation=off | dict(depth_weight=1.0, free_depth_images=0), reconstruction=alone)
+    task = Articulation(config, data, CPU)
+    axis, camera = torch.linspace(-1, 1, 8), fixed_camera(config.articulation, 16)
+    for video, deep in zip(data.split("train"), task.too_deep[:, :, 0, 0], strict=True):
+        assert torch.equal(deep, axis.abs() > half_depth(video.masks[:6], camera)) and 0 < deep.sum() < 8
+
+    def density():
+        with torch.no_grad():
+            return task.model(torch.arange(4), 0.0)[:, 0] / config.autodecoder.density_scale
+
+    for clock in (0, 8):
+        torch.manual_seed(3)  # the step draws the same videos
+        objects = task.draw(clock)[0]
+        with torch.no_grad():
+            raw = task.model(objects, 0.0)[:, 0] / config.autodecoder.density_scale
+        torch.manual_seed(3)
+        assert torch.isclose(task.step(clock)["depth"], (raw * task.too_deep[objects]).square().mean(), rtol=1e-4)
+    late = config.replace(articulation=dict(free_depth_images=16))
+    weights = [Articulation(late, data, CPU)._depth_weight(clock) for clock in (0, 16, 40, 64)]
+    assert weights == [0, 0, 0.5, 1] and "depth" not in Articulation(late, data, CPU).step(16)
+    deep = task.too_deep.expand(4, 8, 8, 8)
+    before = density()
+    for clock in range(0, 200, 4):
+        task.optimizer.zero_grad()
+        task.step(clock % 8)
+        task.optimizer.step()
+    assert density()[deep].square().mean() < 0.1 * before[deep].square().mean()
 
 
 def test_training_begins_with_the_most_symmetric_frames_and_takes_in_the_others(data):

@@ -7,7 +7,7 @@ import torch
 
 from vader.articulation.config import ArticulationConfig
 from vader.articulation.poses import fixed_camera, neutral, project
-from vader.articulation.start import asymmetry, centre_shifts, inflated_silhouette
+from vader.articulation.start import asymmetry, centre_shifts, half_depth, inflated_silhouette
 from vader.checks import ConfigError
 
 CAMERA = fixed_camera(ArticulationConfig(), 64)
@@ -29,6 +29,14 @@ def test_a_disc_becomes_a_ball():
     assert (solid[from_centre < 0.4] > 0.5).all() and (solid[from_centre > 0.6] < 0.5).all()
     middle = solid[:, 16, 16]  # on the camera's axis, where perspective plays no part
     assert torch.equal(middle, middle.flip(0)) and solid.min() >= 0 and solid.max() <= 1
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.6])
+def test_half_the_depth_of_a_disc_is_its_radius(radius):
+    pixel = 2 / 64  # about, in the cube's units
+    assert half_depth(discs(radius), CAMERA) == pytest.approx(radius, abs=2 * pixel)
+    solid = inflated_silhouette(discs(radius), CAMERA, 65)[:, 32, 32]
+    assert (solid > 0.5).sum() / 2 * 2 / 64 == pytest.approx(radius, abs=0.05)
 
 
 def test_a_band_becomes_a_cylinder_as_deep_as_it_is_wide():

@@ -27,7 +27,7 @@ from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
 from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
 from .skinning import render_posed
-from .start import asymmetry, centre_shifts, inflated_silhouette
+from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
 
 if TYPE_CHECKING:
     from ..data import SequenceSet
@@ -92,7 +92,10 @@ def rigid(config: Experiment, images: int) -> Experiment:
             images_seen=images, density_noise_images=min(images, config.reconstruction.density_noise_images)
         ),
         articulation=dict(
-            rigid_images=0, pull_weight=settings.rigid_pull_weight, pull_threshold=settings.rigid_pull_threshold
+            rigid_images=0,
+            free_depth_images=min(settings.free_depth_images, images // 2),
+            pull_weight=settings.rigid_pull_weight,
+            pull_threshold=settings.rigid_pull_threshold,
         ),
     )
 
@@ -159,12 +162,16 @@ class Articulation:
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
     def _prepare_start(self, camera: Cameras) -> None:
-        """The solids that subjects start as, how they move, and how late each frame is shown: see `start`."""
+        """What is too deep, the solids that subjects start as, how they move, how late each frame is shown: `start`."""
         settings, size, counts = self.config.articulation, self.config.autodecoder.resolution, self.counts.tolist()
         self.turn = torch.zeros(len(counts), max(counts))  # of each frame, from 0 to 1; the most symmetric come first
+        masks = self.masks.split(counts)
+        if settings.depth_weight:
+            limits = torch.tensor([half_depth(mask, camera) for mask in masks])
+            self.too_deep = torch.linspace(-1, 1, size).abs() > limits[:, None]  # (videos, z)
+            self.too_deep = self.too_deep[..., None, None].to(self.device)
         if self.started or not settings.neutral_images:
             return
-        masks = self.masks.split(counts)
         if settings.neutral_share < 1:
             for turn, frames, mask in zip(self.turn, self.frames.split(counts), masks, strict=True):
                 turn[: len(mask)] = asymmetry(frames, mask).cpu().argsort().argsort() / len(mask)
@@ -195,6 +202,13 @@ class Articulation:
         if self.started or settings.neutral_share == 1 or since >= settings.widening_images:
             return math.inf
         return settings.neutral_share + (1 - settings.neutral_share) * max(0, since) / settings.widening_images
+
+    def _depth_weight(self, clock: int) -> float:
+        """Of what is too deep: a deep subject is easily told to turn, and is flattened once its turns are known."""
+        settings = self.config.articulation
+        free = 0 if self.started else settings.free_depth_images
+        rise = (clock - free) / max(1, self.total - free) if free else 1.0
+        return settings.depth_weight * min(1.0, max(0.0, rise))
 
     def _warm_up(self, clock: int) -> None:
         """Let the predictor learn slowly at first when the pictures begin to teach it poses.
@@ -252,6 +266,9 @@ class Articulation:
             solid = self.solids[objects] if articulation.own_start else self.solids
             distance = (volume[:, 0].float() - solid) / self.config.autodecoder.density_scale
             losses["start"] = articulation.start_weight * distance.square().mean()
+        if weight := self._depth_weight(clock):
+            deep = volume[:, 0].float() / self.config.autodecoder.density_scale * self.too_deep[objects]
+            losses["depth"] = weight * deep.square().mean()
         if articulation.equivariance_weight:
             sigma = articulation.equivariance_sigma
             losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(

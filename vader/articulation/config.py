@@ -37,6 +37,8 @@ class ArticulationConfig:
     rigid_images: int = 4_500_000  # images seen with one part before there are N_p; 0: N_p from the start
     neutral_images: int = 0  # of them, the first ones are rendered in the neutral pose, while keypoints settle there
     start_weight: float = 0.0  # of the distance to one solid for all subjects, meanwhile (see `start`)
+    depth_weight: float = 0.0  # of squared raw density that is deeper than the mean silhouette is wide (see `start`)
+    free_depth_images: int = 0  # seen in the first stage before that; from then to its end the weight rises from 0
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
     # A gentler start than with all frames at once, see `start`. Off by default.
@@ -57,10 +59,10 @@ class ArticulationConfig:
         for name in ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
-        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start")
+        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-        for name in ("widening_images", "predictor_warmup_images"):
+        for name in ("free_depth_images", "widening_images", "predictor_warmup_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")

@@ -9,6 +9,11 @@ Colours on that solid are a mean over frames, too, and where subjects turn far a
 them that could tell one pose from another. Both bodies and heads have two equal sides: a frame that looks like its
 mirror image shows them from the front or from behind. Training can begin with such frames, whose mean is sharp, and
 take in the others by and by (`asymmetry`, `ArticulationConfig.neutral_share`).
+
+Nor can such a camera tell a subject that turns from a deeper one that turns less (the bas-relief ambiguity of Belhumeur
+et al.). The deeper one is easier to learn, and turns come out at a third of what they are. So density is kept out of
+what lies deeper than the silhouette is wide (`half_depth`, `ArticulationConfig.depth_weight`), but only once turns are
+known (`free_depth_images`): flattening the subject then enlarges them.
 """
 
 from __future__ import annotations
@@ -34,13 +39,7 @@ def inflated_silhouette(masks: Tensor, camera: Cameras, resolution: int) -> Tens
 
     Raises ConfigError where no pixel is covered in half of the masks.
     """
-    from scipy.ndimage import distance_transform_edt
-
-    unit = 255.0 if masks.dtype == torch.uint8 else 1.0
-    covered = masks.float().mean(0) / unit > COVERED
-    require(bool(covered.any()), "no pixel shows the subject in half of the frames, expected some to start from")
-    pixel = 2 * half_width(camera) * camera.centres()[0].norm().item() / camera.width  # its width at the origin
-    distance = pixel * torch.from_numpy(distance_transform_edt(covered.cpu().numpy())).float()
+    distance = _inner_distance(masks, camera)
     depth = (2 * distance * distance.max() - distance.square()).sqrt()
 
     axis = torch.linspace(-1, 1, resolution)
@@ -48,6 +47,23 @@ def inflated_silhouette(masks: Tensor, camera: Cameras, resolution: int) -> Tens
     seen = project(neutral(1), torch.stack([x, y, z], dim=-1).view(1, -1, 3), camera).view(1, 1, -1, 2)
     depth = F.grid_sample(depth[None, None], seen, align_corners=False).view(resolution, resolution, resolution)
     return ((depth - z.abs()) / EDGE).sigmoid() * (depth > 0)
+
+
+def half_depth(masks: Tensor, camera: Cameras) -> float:
+    """Radius of the largest disc in the mean silhouette of masks (n, h, w), in the world's units: half the depth of
+    `inflated_silhouette`. Raises ConfigError as that does."""
+    return _inner_distance(masks, camera).max().item()
+
+
+def _inner_distance(masks: Tensor, camera: Cameras) -> Tensor:
+    """From each pixel of the mean silhouette to its outline, (h, w), in the world's units at the origin; 0 outside."""
+    from scipy.ndimage import distance_transform_edt
+
+    unit = 255.0 if masks.dtype == torch.uint8 else 1.0
+    covered = masks.float().mean(0) / unit > COVERED
+    require(bool(covered.any()), "no pixel shows the subject in half of the frames, expected some to start from")
+    pixel = 2 * half_width(camera) * camera.centres()[0].norm().item() / camera.width  # its width at the origin
+    return pixel * torch.from_numpy(distance_transform_edt(covered.cpu().numpy())).float()
 
 
 def asymmetry(frames: Tensor, masks: Tensor) -> Tensor:
