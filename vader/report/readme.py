@@ -14,9 +14,9 @@ ROWS = (  # system, variant in reports, status
     ("ours", None, "scaled down: laptop profile, other data"),
     ("dls", "fitted", "scaled down, on the same autodecoder"),
     ("dls", "standard", "scaled down, on the same autodecoder"),
-    ("diffrf", None, "the paper's numbers only"),
-    ("eg3d", None, "the paper's numbers only"),
-    ("pi_gan", None, "the paper's numbers only"),
+    ("diffrf", None, "scaled down, trained on the same furniture for as long"),
+    ("eg3d", None, "scaled down, trained on the same furniture for as long"),
+    ("pi_gan", None, "scaled down, trained on the same furniture for as long"),
 )
 MEASURED = ("furniture_chairs", "furniture_tables", "procedural_chairs", "procedural_tables")
 PAPER = ("photoshape_chairs", "abo_tables")
