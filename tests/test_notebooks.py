@@ -278,3 +278,12 @@ def test_a_seeded_wrong_number_fails_and_noise_passes(tmp_path):
     expected = ["PASSED", "PASSED", "FAILED", "FAILED", "FAILED", "PASSED", "PASSED", "PASSED"]
     assert [outcomes.get(i) for i in range(8)] == expected, result.stdout + result.stderr
     assert result.returncode == 1
+
+
+def test_warnings_name_files_of_the_project_and_other_outputs_stay():
+    notebook, place = notebook_of("1"), f"{ROOT}/vader/runs.py:1: UserWarning"
+    notebook.cells[-1].outputs = [new_output("stream", name=name, text=place) for name in ("stderr", "stdout")]
+    assert len(machine_paths(notebook)) >= 2
+    module.shorten_warnings(notebook)
+    shown = [output.text for output in notebook.cells[-1].outputs]
+    assert shown == ["vader/runs.py:1: UserWarning", place]

@@ -136,6 +136,7 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
     start = time.time()
     papermill.execute_notebook(str(file), str(executed), values, cwd=str(file.parent), progress_bar=sys.stderr.isatty())
     result = _as_notebook(executed)
+    shorten_warnings(result)
     page.write_text(to_html(result, title=stem), encoding="utf-8")
     for place in machine_paths(result):
         print(f"warning: {stem}: {place}", file=sys.stderr)
@@ -192,6 +193,14 @@ def strip(notebook: NotebookNode) -> None:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
+
+
+def shorten_warnings(notebook: NotebookNode) -> None:
+    """Let warnings, which name the file that they come from, name it from the project's root on."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                output.text = output.text.replace(f"{project_root()}/", "")
 
 
 def machine_paths(notebook: NotebookNode) -> list[str]:
