@@ -47,6 +47,8 @@ class AutodecoderConfig:
     attention_resolutions: tuple[int, ...] = (8, 16)
     latent_resolution: int = 8  # where G is split into G1 and G2
     lbs_channels: int = 0  # 10 for articulated subjects (1 + 3 + 10 output channels)
+    lbs_skips: bool = later(False)  # skinning logits are summed over G2's resolutions, the coarse ones upsampled
+    lbs_scale: float = later(1.0)  # of the skinning logits, as density_scale is of the density
     density_activation: Literal["relu", "softplus"] = "relu"
     density_scale: float = 1.0  # sigma = density_scale * activation(raw), per unit length
     density_bias: float = 0.0  # initial bias of the raw density

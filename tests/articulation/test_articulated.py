@@ -213,7 +213,7 @@ def test_training_begins_with_the_most_symmetric_frames_and_takes_in_the_others(
 
 def test_the_predictor_warms_up_when_the_pictures_begin_to_teach_it(data):
     task = Articulation(tiny_articulated(articulation=dict(neutral_images=8, predictor_warmup_images=12)), data, CPU)
-    *others, group = task.optimizer.param_groups
+    *others, shared, group = task.optimizer.param_groups
     parameter, rates = task.pose_model.keypoints.raw, []
     for clock in range(0, 28, 4):
         for g in task.optimizer.param_groups:
@@ -223,7 +223,7 @@ def test_the_predictor_warms_up_when_the_pictures_begin_to_teach_it(data):
         assert (parameter in task.optimizer.state) == (clock not in (0, 8)), "Adam starts anew where the poses do"
         task.optimizer.step()
         rates.append(round(group["lr"] / 1e-3, 6))
-        assert all(g["lr"] == 1e-3 for g in others)
+        assert all(g["lr"] == 1e-3 for g in others) and shared["lr"] == group["lr"]
     assert rates == [1, 1, 0.25, 0.5, 0.75, 1, 1]
 
 
@@ -263,7 +263,9 @@ def test_it_learns_with_one_part_and_goes_on_with_more(data):
         [p["pixels"] for p in first.record["curves"]["autodecoder"]][part] for part in (slice(8), slice(-8, None))
     )
     assert sum(late) < 0.7 * sum(early)
-    went_on = [p["pixels"] for p in run.record["curves"]["autodecoder"]]
+    curve = run.record["curves"]["autodecoder"]
+    went_on = [p["pixels"] for p in curve if "pixels" in p]
+    assert len(went_on) == (120 - 80) / 4 and curve[0].keys() >= {"regions", "kept"}, "parts are told where they start"
     assert sum(went_on[:8]) < 0.8 * sum(early)
     assert run.record["parts"] == 2 and first.record["parts"] == 1
     assert run.record["objects"] == [v.key for v in data.split("train")]
@@ -290,6 +292,58 @@ def test_growing_keeps_the_picture_and_breaks_the_symmetry(data):
     torch.testing.assert_close(volume[:, :4], old[:, :4])
     logits = volume[:, 4:]
     assert (logits[:, 0] - logits[:, 1]).abs().max() > 0.01
+
+
+def test_parts_are_told_where_they_start_before_the_pictures_are_shown(data):
+    config = tiny_articulated(
+        autodecoder=dict(lbs_channels=3),
+        reconstruction=dict(images_seen=800),
+        articulation=dict(rigid_images=240, region_images=400, region_weight=0.5, predictor_warmup_images=8),
+    )
+    task = Articulation(config, data, CPU, articulated_run(rigid(config, 240), data, "cpu"))
+    rates, objects = [group["lr"] for group in task.optimizer.param_groups], torch.arange(4)
+
+    def told():
+        with torch.no_grad():
+            volume = task.model.eval()(objects)
+        task.model.train()
+        return [task.division.told(volume, objects).item(), task.division.changed(volume, objects, 8.0).item()]
+
+    assert task.division.labels.unique().numel() > 1
+    before, used = told(), []
+    poses = [p.clone() for p in task.pose_model.parameters()]
+    for clock in range(0, 400, 4):
+        for group, rate in zip(task.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        task.optimizer.zero_grad()
+        losses = task.step(clock)
+        used.append(task.optimizer.param_groups[0]["lr"] / rates[0])
+        task.optimizer.step()
+        assert losses.keys() == {"loss", "regions", "kept"}
+    after = told()
+    assert before[1] < 1e-9 and after[1] < 0.01 and after[0] < 0.5 * before[0]
+    assert used == pytest.approx([1 - clock / 400 for clock in range(0, 400, 4)])
+    assert all(torch.equal(a, b) for a, b in zip(poses, task.pose_model.parameters(), strict=True))
+    for clock, share in ((400, 0.5), (600, 0.25), (796, 0.005)):
+        torch.manual_seed(1)
+        chosen = task.draw(clock)[0]
+        with torch.no_grad():
+            expected = 0.5 * share * task.division.told(task.model(chosen), chosen)
+        torch.manual_seed(1)
+        losses = task.step(clock)
+        assert {"pixels", "projection"} <= losses.keys()
+        assert losses["regions"].item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_decoder_predictor_and_heat_maps_go_on_at_rates_of_their_own(data):
+    shares = dict(parts_rate=0.5, parts_hourglass_rate=0.1, parts_heads_rate=0.6)
+    config = tiny_articulated(articulation=shares | dict(rigid_images=32))
+    one = rigid(config, 32)
+    first, second = (
+        Articulation(c, data, CPU, s) for c, s in ((one, None), (config, articulated_run(one, data, "cpu")))
+    )
+    rates = [[group["lr"] for group in task.optimizer.param_groups] for task in (first, second)]
+    assert [b / a for a, b in zip(*rates, strict=True)] == pytest.approx([0.5, 0.5, 0.1, 0.6])
 
 
 def test_paused_and_resumed_training_is_the_uninterrupted_one(data, tmp_path, monkeypatch):
@@ -352,6 +406,11 @@ def test_the_stage_with_one_part_has_its_own_settings():
     assert (config.autodecoder.lbs_channels, one.autodecoder.lbs_channels) == (10, 1)
     assert (one.reconstruction.images_seen, one.articulation.rigid_images) == (100, 0)
     assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.01)
+    others = config.replace(
+        autodecoder=dict(lbs_scale=3.0, lbs_skips=False),
+        articulation=dict(region_images=7, region_weight=3.0, parts_rate=0.7, parts_heads_rate=0.2),
+    )
+    assert rigid(others, 100) == one, "what only ten parts have decides nothing about one"
     uva = rigid(experiment("paper", "celebv_text"), 100).articulation
     assert (uva.pull_weight, uva.pull_threshold) == (10.0, 0.1)
-    assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.01)
+    assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.001)

@@ -100,7 +100,7 @@ def rays(resolution: int = 8, azimuths=(0.0,)):
 
 def test_the_neutral_pose_is_the_static_renderer(volume):
     origins, directions = rays(azimuths=(0.0, 40.0))
-    seen = render_posed(volume, neutral(2, 2, 3), origins, directions, 12, stratified_seed=5)
+    seen = render_posed(volume, neutral(2, 2, 3), origins, directions, 12, stratified_seed=5, maps=True)
     flat = [x.expand(2, -1, -1, -1).flatten(1, 2) for x in (origins, directions)]
     # the same rays in the same order draw the same samples
     static = render_rays_reference(volume[:, :4], *flat, 12, stratified_seed=5)
@@ -156,11 +156,34 @@ def test_chunks_change_nothing_but_the_samples_that_are_drawn(volume, poses, mon
     for at_once in (2**24, 2 * 3 * 3 * 10 * 7):  # everything; 7 rays of 64
         monkeypatch.setattr(skinning, "LOOKUPS_AT_ONCE", at_once)
         leaves = [volume.clone().requires_grad_(), poses.clone().requires_grad_()]
-        seen = render_posed(*leaves, origins, directions, 10, normals=True)
+        seen = render_posed(*leaves, origins, directions, 10, maps=True)
         (seen.colour.square().sum() + seen.parts.sum() + seen.depth.sum()).backward()
         results.append([seen.colour, seen.normals, seen.parts, seen.part_density, *(x.grad for x in leaves)])
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(whole, chunked, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_leaving_out_empty_samples_changes_neither_pictures_nor_gradients(volume, poses, parts):
+    volume, poses = volume[:, : 4 + parts].clone(), poses[:, :, :parts]
+    inside = torch.zeros_like(volume[:, :1])
+    inside[:, :, 1:3, 1:4, 2:4] = 1
+    volume[:, :1] *= inside
+    origins, directions = rays()
+    results = []
+    for maps in (False, True):  # with them all samples are computed
+        leaves = [volume.clone().requires_grad_(), poses.clone().requires_grad_()]
+        seen = render_posed(*leaves, origins, directions, 10, maps=maps)
+        loss = seen.colour.square().sum() + seen.occupancy.sum() + seen.depth.sum()
+        loss.backward()
+        results.append([seen.colour, seen.occupancy, seen.depth, seen.part_density, leaves[1].grad])
+        # what draws a density of 0 to more differs, but relu lets none of it through
+        results[-1].append(leaves[0].grad * (volume[:, :1] > 0))
+    kept = skinning._dense_samples(volume, origins.expand(2, poses.shape[1], -1, -1) + 10 * directions, poses)
+    assert kept is not None and 0 < kept.counts.sum() < kept.counts.numel()
+    assert seen.occupancy.max() > 0.1
+    for sparse, dense in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_of_poses_and_volume_are_those_of_finite_differences(volume, poses):

@@ -131,6 +131,29 @@ def test_outputs_are_a_density_a_colour_and_skinning_logits():
     assert (softplus(torch.randn(2, 6))[:, 0] > 0).all()
 
 
+def test_skinning_logits_have_a_scale_and_shares_from_coarser_features():
+    """Neither touches density and colour, and the shares start at the latent volume, which is all that G2 is given."""
+    plain = dataclasses.replace(SMALL, resolution=32, latent_resolution=8, lbs_channels=3)
+    summed = dataclasses.replace(plain, lbs_skips=True, lbs_scale=5.0)
+    one, many = Decoder(plain).eval(), Decoder(summed).eval()
+    assert [head.in_channels for head in many.lbs_heads] == [plain.channels_at(8), plain.channels_at(16)]
+    many.load_state_dict(one.state_dict() | {k: v for k, v in many.state_dict().items() if k.startswith("lbs_heads")})
+    features = one.g1(torch.randn(2, 6))
+    with torch.no_grad():
+        before, after = one.g2(features), many.g2(features)
+        torch.testing.assert_close(after[:, :4], before[:, :4])
+        assert (after[:, 4:] - 5 * before[:, 4:]).abs().max() > 0.1
+        for head in many.lbs_heads:
+            head.weight.zero_(), head.bias.zero_()
+        torch.testing.assert_close(many.g2(features)[:, 4:], 5 * before[:, 4:])
+        many.head.weight.zero_(), many.head.bias.zero_()
+        many.lbs_heads[0].bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        expected = 5 * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1).expand(2, 3, 32, 32, 32)
+        torch.testing.assert_close(many.g2(features)[:, 4:], expected)
+    many.g2(features)[:, 4:].square().sum().backward()
+    assert all(head.weight.grad.abs().sum() > 0 for head in many.lbs_heads)
+
+
 def test_a_new_decoder_starts_as_thin_fog():
     """The initial density is the activation of the bias and a small spread, not an opaque block."""
     config = dataclasses.replace(SMALL, density_scale=8.0, density_bias=0.05)

@@ -26,6 +26,7 @@ from ..storage import load_weights, save_weights
 from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
 from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
+from .regions import Division
 from .skinning import render_posed
 from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from ..data import SequenceSet
 
 FRAMES_AT_ONCE = 64  # of a video, when its poses are read
+KEPT_WEIGHT = 200.0  # of the mean squared change of density and colour while parts are told where they start
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,17 @@ def rigid(config: Experiment, images: int) -> Experiment:
     """The same experiment with one part, trained on that many images: UVA's first stage, or a baseline."""
     settings = config.articulation
     return config.replace(
-        autodecoder=dict(lbs_channels=1),
+        autodecoder=dict(lbs_channels=1, lbs_skips=False, lbs_scale=1.0),  # which one part does not depend on
         reconstruction=dict(
             images_seen=images, density_noise_images=min(images, config.reconstruction.density_noise_images)
         ),
         articulation=dict(
             rigid_images=0,
+            region_images=0,
+            region_weight=0.0,
+            parts_rate=1.0,
+            parts_hourglass_rate=1.0,
+            parts_heads_rate=1.0,
             free_depth_images=min(settings.free_depth_images, images // 2),
             pull_weight=settings.rigid_pull_weight,
             pull_threshold=settings.rigid_pull_threshold,
@@ -153,11 +160,17 @@ class Articulation:
         self.pose_model = PoseModel(config).to(device).train()
         if start is not None:
             grow(self.model, self.pose_model, start, rigid(config, config.articulation.rigid_images))
+            self.division = self._divided(camera)
         self.perceptual = perceptual_loss(settings, device)
+        shared = list(self.pose_model.predictor.hourglass.parameters())
+        own = [*self.pose_model.predictor.head.parameters(), *self.pose_model.keypoints.parameters()]
+        poses = config.articulation
+        rates = (poses.parts_rate, poses.parts_hourglass_rate, poses.parts_heads_rate) if self.started else (1.0,) * 3
         groups = [
-            {"params": list(self.model.decoder.parameters()), "lr": settings.learning_rate},
-            {"params": list(self.model.embedding.parameters()), "lr": settings.embedding_learning_rate},
-            {"params": list(self.pose_model.parameters()), "lr": config.articulation.predictor_learning_rate},
+            {"params": list(self.model.decoder.parameters()), "lr": rates[0] * settings.learning_rate},
+            {"params": list(self.model.embedding.parameters()), "lr": rates[0] * settings.embedding_learning_rate},
+            {"params": shared, "lr": rates[1] * poses.predictor_learning_rate},
+            {"params": own, "lr": rates[2] * poses.predictor_learning_rate},
         ]
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
@@ -181,6 +194,31 @@ class Articulation:
             shown = masks if settings.own_start else [self.masks]
             solids = torch.stack([inflated_silhouette(mask, camera, size) for mask in shown])
             self.solids = (size - 1) / 2 * solids.to(self.device)  # opaque per voxel
+
+    @torch.no_grad()
+    def _divided(self, camera: Cameras) -> Division:
+        """Where parts start in the volumes of the run that this one goes on from."""
+        objects = torch.arange(len(self.keys), device=self.device)
+        self.model.eval()
+        volumes = torch.cat([self.model(chunk)[:, :4].float() for chunk in objects.split(1)])
+        self.model.train()
+        return Division(volumes, self.config.autodecoder.lbs_channels, camera, self.settings.num_samples)
+
+    def _divide(self, objects: Tensor, clock: int) -> dict[str, Tensor]:
+        """A step that teaches the skinning weights where parts start and leaves the rest of the volume as it was.
+
+        Batch norm keeps the statistics that it has, so that there is nothing to restore at first, and the learning rate
+        falls to 0, so that little is left to restore at the end.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 1 - clock / self.config.articulation.region_images
+        volume = self.model.eval()(objects).float()
+        self.model.train()
+        kept = KEPT_WEIGHT * self.division.changed(volume, objects, self.config.autodecoder.density_scale)
+        losses = {"regions": self.division.told(volume, objects), "kept": kept}
+        loss = sum(losses.values())
+        loss.backward()
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def draw(self, clock: int) -> tuple[Tensor, Tensor]:
         """Videos (b,) and the frames (b, v) of each, without repetition, from the current random stream."""
@@ -216,21 +254,22 @@ class Articulation:
         Its gradients are many times what they were in the neutral pose, and by Adam's moments from there each step
         would be several times the rate. The loop sets the rate anew for each step.
         """
-        warmup, since = (
-            self.config.articulation.predictor_warmup_images,
-            clock - self.config.articulation.neutral_images,
-        )
-        if self.started or not 0 <= since < warmup:
+        settings = self.config.articulation
+        unseen = settings.region_images if self.started else settings.neutral_images
+        warmup, since = settings.predictor_warmup_images, clock - unseen
+        if not 0 <= since < warmup:
             return
-        group = self.optimizer.param_groups[-1]
-        if since < self.per_step:
-            for parameter in group["params"]:
-                self.optimizer.state.pop(parameter, None)
-        group["lr"] *= (since + self.per_step) / (warmup + self.per_step)
+        for group in self.optimizer.param_groups[2:]:
+            if since < self.per_step:
+                for parameter in group["params"]:
+                    self.optimizer.state.pop(parameter, None)
+            group["lr"] *= (since + self.per_step) / (warmup + self.per_step)
 
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, articulation = self.settings, self.config.articulation
         objects, frames = self.draw(clock)
+        if self.started and clock < articulation.region_images:
+            return self._divide(objects, clock)
         b, v = frames.shape
         target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
         mask = self.masks[frames].flatten(0, 1).float() / 255
@@ -245,6 +284,7 @@ class Articulation:
             found = self.pose_model(target)
             poses, points2d, shares = found.poses, found.points2d, found.guard.shares
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
+        noise *= not self.started  # the first stage has had it
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             volume = self.model(objects, noise)
         lattice, h, w = ray_lattice(*mask.shape[1:], articulation.ray_stride)
@@ -269,6 +309,9 @@ class Articulation:
         if weight := self._depth_weight(clock):
             deep = volume[:, 0].float() / self.config.autodecoder.density_scale * self.too_deep[objects]
             losses["depth"] = weight * deep.square().mean()
+        if self.started and articulation.region_weight:
+            weight = articulation.region_weight * (1 - clock / self.total)
+            losses["regions"] = weight * self.division.told(volume, objects)
         if articulation.equivariance_weight:
             sigma = articulation.equivariance_sigma
             losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(
@@ -323,7 +366,7 @@ def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experime
     state, own = one.state_dict(), model.state_dict()
     for name in ("decoder.head.weight", "decoder.head.bias"):
         state[name] = torch.cat([state[name][:4].to(device), own[name][4:]])
-    model.load_state_dict(state)
+    model.load_state_dict(state | {name: own[name] for name in own if name.startswith("decoder.lbs_heads.")})
     state, parts = one_pose.state_dict(), pose_model.predictor.num_parts
     for name in ("predictor.head.weight", "predictor.head.bias", "keypoints.raw"):
         state[name] = state[name].repeat(parts, *(1,) * (state[name].ndim - 1))

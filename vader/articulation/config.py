@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import require
+from ..checks import later, require
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class ArticulationConfig:
     neutral_share: float = 1.0  # of a video's frames, its most symmetric ones, that training begins with
     widening_images: int = 0  # seen after the neutral ones while that share grows to all frames
     predictor_warmup_images: int = 0  # seen after the neutral ones while the predictor's rate rises from 0
+    # The second stage, see `regions`: the first images of its clock are not shown, the skinning weights are told where
+    # parts start instead (0: they start at random, as in UVA); the same goes on with a weight that falls to 0 at the
+    # end. Its learning rates are shares of the first stage's.
+    region_images: int = later(0)
+    region_weight: float = later(0.0)
+    parts_rate: float = later(1.0)  # of decoder and embeddings
+    parts_hourglass_rate: float = later(1.0)  # of the part of the predictor that all parts share
+    parts_heads_rate: float = later(1.0)  # of its heat maps, and of the 3D keypoints
 
     def __post_init__(self) -> None:
         for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
@@ -56,13 +64,14 @@ class ArticulationConfig:
             self.predictor_resolution % 2**self.predictor_blocks == 0,
             f"predictor_resolution {self.predictor_resolution} cannot be halved {self.predictor_blocks} times",
         )
-        for name in ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate"):
+        positive = ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate")
+        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
-        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth")
+        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-        for name in ("free_depth_images", "widening_images", "predictor_warmup_images"):
+        for name in ("free_depth_images", "widening_images", "predictor_warmup_images", "region_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")

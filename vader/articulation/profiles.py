@@ -33,11 +33,19 @@ SMALL_ARTICULATION = dict(
     projection_weight=0.1,
     equivariance_weight=0.1,
     rigid_pull_threshold=0.01,
+    pull_threshold=0.001,
+    region_weight=0.1,
+    parts_rate=0.5,
+    parts_hourglass_rate=0.1,
+    parts_heads_rate=0.6,
 )
+# Where decoders are narrow, their last features are too few for ten regions of space beside density and colour: the
+# skinning logits get a share from coarser ones. Their scale makes borders sharp with weights of order one.
+SMALL_SKINNING = dict(lbs_skips=True, lbs_scale=8.0)
 UVA_CLIP = 0.1  # on each entry of stage 1's gradient where poses are learned (UVA)
 VIDEO_MODELS = {
     "smoke": dict(
-        autodecoder=dict(lbs_channels=4),
+        autodecoder=dict(lbs_channels=4, **SMALL_SKINNING),
         reconstruction=dict(images_seen=320, objects_per_step=4, views_per_object=2, clip_value=UVA_CLIP),
         articulation=dict(
             keypoints_per_axis=2,
@@ -50,13 +58,16 @@ VIDEO_MODELS = {
             widening_images=80,
             free_depth_images=160,
             predictor_warmup_images=16,
+            region_images=80,
             **SMALL_ARTICULATION,
         ),
     ),
     "laptop": dict(
-        autodecoder=dict(lbs_channels=10, max_channels=64, embedding_dim=32, attention_resolutions=()),
+        autodecoder=dict(
+            lbs_channels=10, **SMALL_SKINNING, max_channels=64, embedding_dim=32, attention_resolutions=()
+        ),
         reconstruction=dict(
-            images_seen=40_000,
+            images_seen=20_000,
             objects_per_step=4,
             views_per_object=4,
             num_samples=24,
@@ -79,11 +90,13 @@ VIDEO_MODELS = {
             neutral_images=9_600,
             widening_images=12_800,
             predictor_warmup_images=800,
+            region_images=4_800,
             **SMALL_ARTICULATION,
         ),
+        diffusion=dict(latents_seen=32_000),
     ),
     "gpu": dict(
-        autodecoder=dict(lbs_channels=10),
+        autodecoder=dict(lbs_channels=10, **SMALL_SKINNING),
         reconstruction=dict(clip_value=UVA_CLIP),
         articulation=dict(
             rigid_images=500_000,
@@ -91,6 +104,7 @@ VIDEO_MODELS = {
             widening_images=40_000,
             free_depth_images=250_000,
             predictor_warmup_images=2_000,
+            region_images=25_000,
             **SMALL_ARTICULATION,
         ),
     ),

@@ -6,7 +6,9 @@ over parts makes the weights w_p, and x_c = sum_p w_p x_p (footnote 3). With one
 
 Shapes: volumes (b, 1 + 3 + p, d, h, w) as in `rendering.volume`, poses (b, v, p, 3, 4) of v frames as in `poses`, rays
 (b, v, r, 3) in the world, samples (b, v, r, n). Warped samples are not on straight rays and poses need gradients, so
-the fused kernel does not apply; rays beyond `LOOKUPS_AT_ONCE` are rendered in chunks and computed again for backward.
+the fused kernel does not apply. Most samples lie where the density is exactly 0, and neither picture nor gradient
+depends on them: a first pass without gradients finds the others, and only they are computed again with gradients. Rays
+beyond `LOOKUPS_AT_ONCE` are rendered in chunks and computed again for backward.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class PosedRendering:
     colour: Tensor  # (b, v, r, 3) on black
     occupancy: Tensor  # (b, v, r) in [0, 1]
     depth: Tensor  # (b, v, r), sum of w_i t_i
-    parts: Tensor  # (b, v, r, p), sums to the occupancy
     part_density: Tensor  # (p,) mean of w_p sigma over all samples
+    parts: Tensor | None = None  # (b, v, r, p), sums to the occupancy
     normals: Tensor | None = None  # (b, v, r, 3) in the world, of length <= 1
 
 
@@ -66,7 +68,7 @@ def render_posed(
     num_samples: int,
     *,
     stratified_seed: int | None = None,
-    normals: bool = False,
+    maps: bool = False,
 ) -> PosedRendering:
     """Render volumes in the poses of v frames each along given rays; differentiable in volume and poses.
 
@@ -76,13 +78,14 @@ def render_posed(
         origins, directions: (b, v, r, 3) in the world, directions of unit length; b and v may be 1, for all.
         num_samples: samples between a ray's entry into the cube of the world and its exit.
         stratified_seed: None samples bin centres; an integer draws one point per bin, reproducibly.
+        maps: render parts and normals, too.
 
     Raises:
         PoseError: another number of parts than the volume has, shapes that do not fit.
     """
     _check_shapes(volume, poses, origins, directions)
     b, v, p = poses.shape[:3]
-    shading = normal_volume(volume[:, 0]) if normals else None
+    shading = normal_volume(volume[:, 0]) if maps else None
     rays = [x.expand(b, v, -1, 3) for x in (origins, directions)]
     r = rays[0].shape[2]
     at_once = max(1, LOOKUPS_AT_ONCE // (b * v * num_samples * p))
@@ -99,7 +102,7 @@ def render_posed(
     colour, occupancy, depth, parts, shaded = (None if x[0] is None else torch.cat(x, dim=2) for x in per_ray)
     share = [x.shape[2] / r for x in per_ray[1]]
     density = sum(weight * x for weight, x in zip(share, part_density, strict=True))
-    return PosedRendering(colour, occupancy, depth, parts, density, shaded)
+    return PosedRendering(colour, occupancy, depth, density, parts, shaded)
 
 
 def _render_chunk(
@@ -116,25 +119,57 @@ def _render_chunk(
     enter, leave = clip_to_cube(origins.flatten(0, 1), directions.flatten(0, 1), 0.0, math.inf)  # (b v, r)
     depths = sample_depths(enter, leave, n, seed)  # (b v, r, n)
     points = origins[:, :, :, None] + depths.view(b, v, r, n, 1) * directions[:, :, :, None]
-    canonical, weights = inverse_skinning(volume, points.flatten(2, 3), poses)
-    values = sample_volume(volume[:, :4], canonical)  # (b, 4, v, r n)
-    density = values[:, :1]
-    channels = [values[:, 1:], weights]
+    points = points.flatten(2, 3)
+    kept = None if shading is not None or not torch.is_grad_enabled() else _dense_samples(volume, points, poses)
+    if kept is not None:
+        points = points.gather(2, kept.index[..., None].expand(-1, -1, -1, 3))
+    canonical, weights = inverse_skinning(volume, points, poses)
+    values = sample_volume(volume[:, :4], canonical)  # (b, 4, v, m)
+    if kept is not None:
+        values = values * kept.counts[:, None]
+    part_density = (weights * values[:, :1]).detach().sum(dim=(0, 2, 3)) / (b * v * r * n)
+    if kept is not None:
+        index = kept.index[:, None].expand(-1, 4, -1, -1)
+        values = values.new_zeros(b, 4, v, r * n).scatter_add(3, index, values)
+    channels = [values[:, 1:]]
     if shading is not None:
         normal = sample_volume(shading, canonical).movedim(1, -1)  # (b, v, r n, 3)
         # the blend of the parts' rotations, as the point itself is a blend
         turned = torch.einsum("bvpij,bpvm,bvmj->bivm", poses[..., :3], weights, normal)
-        channels.append(torch.nn.functional.normalize(turned, dim=1) * normal.norm(dim=-1)[:, None])
+        channels += [weights, torch.nn.functional.normalize(turned, dim=1) * normal.norm(dim=-1)[:, None]]
 
     def per_view(x: Tensor) -> Tensor:  # (b, c, v, r n) -> (b v, c, r, n)
         return x.transpose(1, 2).reshape(b * v, -1, r, n)
 
     step = (leave - enter) / n
-    seen, occupancy, depth = composite(per_view(density)[:, 0], per_view(torch.cat(channels, 1)), depths, step)
-    seen = seen.view(b, v, r, -1)
-    part_density = (weights * density).detach().mean(dim=(0, 2, 3))
-    shaded = None if shading is None else seen[..., 3 + p :]
-    return seen[..., :3], occupancy.view(b, v, r), depth.view(b, v, r), seen[..., 3 : 3 + p], shaded, part_density
+    density = per_view(values[:, :1])[:, 0]
+    seen, occupancy, depth = composite(density, per_view(torch.cat(channels, 1)), depths, step)
+    colour, parts, shaded = seen.view(b, v, r, -1).split([3, *((p, 3) if shading is not None else (0, 0))], dim=-1)
+    maps = (None, None) if shading is None else (parts, shaded)
+    return colour, occupancy.view(b, v, r), depth.view(b, v, r), *maps, part_density
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of each frame, the samples to be computed: as many everywhere, so that some are fillers that do not count."""
+
+    index: Tensor  # (b, v, m) among all samples
+    counts: Tensor  # (b, v, m) bool
+
+
+@torch.no_grad()
+def _dense_samples(volume: Tensor, points: Tensor, poses: Tensor) -> _Kept | None:
+    """Those of the posed points (b, v, s, 3) where the density is not 0; None where that is more than half of them."""
+    canonical, _ = inverse_skinning(volume, points, poses)
+    dense = sample_volume(volume[:, :1], canonical)[:, 0] > 0  # (b, v, s)
+    rank = dense.cumsum(-1)
+    most = max(1, int(rank[..., -1].max()))
+    if 2 * most > points.shape[2]:
+        return None
+    index = torch.zeros(*dense.shape[:2], most, dtype=torch.int64, device=points.device)
+    i, j, k = dense.nonzero(as_tuple=True)
+    index[i, j, rank[i, j, k] - 1] = k
+    return _Kept(index, torch.arange(most, device=points.device) < rank[..., -1:])
 
 
 @torch.no_grad()
@@ -156,7 +191,7 @@ def posed_views(volume: Tensor, poses: Tensor, cameras: Cameras, num_samples: in
     for frame in range(v):
         camera = cameras.to(volume.device)[frame if len(cameras) > 1 else 0]
         rays = (x[None] for x in camera.rays())
-        seen = render_posed(volume, poses[:, frame : frame + 1], *rays, num_samples, normals=True)
+        seen = render_posed(volume, poses[:, frame : frame + 1], *rays, num_samples, maps=True)
         occupancy = seen.occupancy
         depth = torch.where(occupancy > 0.5, seen.depth / occupancy.clamp_min(0.5), torch.zeros_like(occupancy))
         frames.append(

@@ -85,9 +85,9 @@ class SelfAttention(nn.Module):
         return x + self.out(attended.squeeze(1).mT.reshape(b, c, *grid))
 
 
-def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour doubling of all three axes."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+def upsample(x: Tensor, mode: str = "nearest") -> Tensor:
+    """Doubling of all three axes."""
+    return F.interpolate(x, scale_factor=2, mode=mode)
 
 
 class Decoder(nn.Module):
@@ -116,6 +116,10 @@ class Decoder(nn.Module):
         self.head = nn.Conv3d(c_in, 1 + 3 + config.lbs_channels, 1)
         nn.init.zeros_(self.head.bias)
         nn.init.constant_(self.head.bias[:1], config.density_bias)
+        self.lbs_heads = nn.ModuleList()  # of what G2 starts from, and of its stages but the last, which has `head`
+        if config.lbs_skips:
+            inner = [r for r in config.stage_resolutions if config.latent_resolution <= r < config.resolution]
+            self.lbs_heads.extend(nn.Conv3d(config.channels_at(r), config.lbs_channels, 1) for r in inner)
         # G1 ends with the stage that makes the latent volume (after its attention), G2 starts with the next.
         self.num_g1_stages = (config.base_resolution, *config.stage_resolutions).index(config.latent_resolution)
 
@@ -134,10 +138,13 @@ class Decoder(nn.Module):
         density_noise: standard deviation of Gaussian noise on the raw density (training, [63]).
         """
         x = features.contiguous(memory_format=torch.channels_last_3d)
-        for stage in self.stages[self.num_g1_stages :]:
+        coarse: Tensor | float = 0.0  # skinning logits so far
+        for number, stage in enumerate(self.stages[self.num_g1_stages :]):
+            if self.lbs_heads:
+                coarse = upsample(coarse + self.lbs_heads[number](x), "trilinear")
             x = stage(x)
         raw = self.head(self.norm(x)).float()
-        density, colour, skinning = raw[:, :1], raw[:, 1:4], raw[:, 4:]
+        density, colour, skinning = raw[:, :1], raw[:, 1:4], self.config.lbs_scale * (raw[:, 4:] + coarse)
         if density_noise > 0:
             density = density + density_noise * torch.randn_like(density)
         activation = F.softplus if self.config.density_activation == "softplus" else F.relu

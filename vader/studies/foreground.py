@@ -30,7 +30,7 @@ from ..runs import Paused
 from ..training import PAUSED, autodecoder_run
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
-IMAGES = {"smoke": 320, "laptop": 24_000, "gpu": 200_000}  # seen by each
+IMAGES = {"smoke": 320, "laptop": 36_000, "gpu": 200_000}  # seen by each
 VARIANTS = ("with", "without")  # foreground supervision
 CHANNELS = ("colour", "occupancy", "normals")  # of a clip, as Fig. 6 shows them
 QUANTITIES = {"iou": 1.0, "normals_deg": -1.0}  # of VideoScores -> 1 where more is better
