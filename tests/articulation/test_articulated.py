@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation import articulated
-from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid
+from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid, single
 from vader.articulation.poses import PoseError, fixed_camera, neutral
 from vader.articulation.start import asymmetry, half_depth
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
@@ -273,6 +273,14 @@ def test_it_learns_with_one_part_and_goes_on_with_more(data):
     latents = extract_latents(load_autodecoder(run, config))
     assert latents.shape == (4, *config.autodecoder.latent_shape)
     assert diffusion_run(config, data, "cpu").settings["autodecoder"] == run.digest
+
+
+def test_one_part_may_go_on_as_one_from_the_same_start(data):
+    config = tiny_articulated(reconstruction=dict(images_seen=40), articulation=dict(rigid_images=32))
+    alone, start = articulated_run(single(config), data, "cpu"), articulated_run(rigid(config, 32), data, "cpu")
+    assert alone.settings["start"] == start.digest and alone.folder != start.folder
+    assert alone.record["parts"] == 1 and len(alone.record["curves"]["autodecoder"]) == 10
+    assert all("pixels" in p and "regions" not in p for p in alone.record["curves"]["autodecoder"])
 
 
 def test_growing_keeps_the_picture_and_breaks_the_symmetry(data):

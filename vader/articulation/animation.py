@@ -70,9 +70,7 @@ class Clip:
         if name == "occupancy":
             return seen.expand(-1, -1, -1, 3)
         if name == "parts":
-            p = self.parts.shape[-1]
-            hue = 2 * torch.pi * (torch.arange(p)[:, None] / p + torch.arange(3) / 3)
-            return self.parts @ (0.5 + 0.5 * torch.cos(hue))
+            return self.parts @ palette(self.parts.shape[-1])
         hit = self.depth > 0
         near, far = (self.depth[hit].min(), self.depth[hit].max()) if hit.any() else (0.0, 1.0)
         shade = 1 - 0.8 * (self.depth - near) / max(float(far - near), 1e-6)  # near is bright
@@ -81,6 +79,12 @@ class Clip:
     def save(self, file: Path | str, fps: float = 15.0, channels: Sequence[str] = ("colour",)) -> Path:
         """Write a GIF or an MP4 (needs PyAV), by the file's suffix. Raises PoseError for another one."""
         return write_video(Path(file), self.pictures(channels), fps)
+
+
+def palette(parts: int) -> Tensor:
+    """Colours of parts, (p, 3): hues evenly around the circle."""
+    hue = 2 * torch.pi * (torch.arange(parts)[:, None] / parts + torch.arange(3) / 3)
+    return 0.5 + 0.5 * torch.cos(hue)
 
 
 @dataclass(frozen=True, eq=False)

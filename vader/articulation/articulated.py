@@ -107,6 +107,14 @@ def rigid(config: Experiment, images: int) -> Experiment:
     )
 
 
+def single(config: Experiment) -> Experiment:
+    """The same two stages with one part in the second, too: what N_p parts on the same budget are compared with."""
+    return config.replace(
+        autodecoder=dict(lbs_channels=1, lbs_skips=False, lbs_scale=1.0),
+        articulation=dict(region_images=0, region_weight=0.0),
+    )
+
+
 def one_rank(ranks: int) -> None:
     """Raises ConfigError for more than one, where poses are to be learned."""
     require(ranks == 1, f"poses are learned on one rank, but there are {ranks}; train stage 1 on one, stage 2 on any")
@@ -160,7 +168,8 @@ class Articulation:
         self.pose_model = PoseModel(config).to(device).train()
         if start is not None:
             grow(self.model, self.pose_model, start, rigid(config, config.articulation.rigid_images))
-            self.division = self._divided(camera)
+            if config.articulation.region_images or config.articulation.region_weight:
+                self.division = self._divided(camera)
         self.perceptual = perceptual_loss(settings, device)
         shared = list(self.pose_model.predictor.hourglass.parameters())
         own = [*self.pose_model.predictor.head.parameters(), *self.pose_model.keypoints.parameters()]

@@ -147,7 +147,6 @@ def plan(config: Experiment, ranks: int = 1, sharded: bool = False) -> str:
     ]
     if config.articulated:
         poses, before = costs.pose_parameters(config), config.articulation.rigid_images
-        before = before if config.autodecoder.lbs_channels > 1 else 0
         stage = f", after {before:,} images of a run with one part" if before else ""
         lines.insert(2, f"  poses: keypoint predictor and 3D keypoints {poses:,} parameters{stage}")
     for stage, settings in (("autodecoder", first), ("diffusion", second)):

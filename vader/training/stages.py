@@ -72,12 +72,12 @@ def articulated_run(
     ranks: int = 1,
     **options: Any,
 ) -> Run:
-    """The stage-1 run of videos; with more than one part it starts from a run with one, which is trained first.
+    """The stage-1 run of videos; with `rigid_images` it goes on from a run with one part, which is trained first.
 
     It is found from any number of ranks, but trained on one. Raises ConfigError for more of them, before any work.
     """
     start = None
-    if config.autodecoder.lbs_channels > 1 and config.articulation.rigid_images:
+    if config.articulation.rigid_images:
         one = rigid(config, config.articulation.rigid_images)
         start = articulated_run(one, data, device, max_seconds, ranks, **options)
     name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
