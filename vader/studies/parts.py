@@ -18,7 +18,6 @@ from ..config import Experiment
 from ..data import SequenceSet, Truth, Video
 from ..data.video import NO_PART
 from ..metrics.poses import adjusted_rand_index
-from ..report import decide, seed_interval
 
 ONE_PART = "one part"
 CERTAIN = 20.0  # logit of a part that has a place to itself
@@ -52,13 +51,6 @@ def agreement(clip: Clip, truth: Truth) -> float:
     """Adjusted Rand index of a clip's parts and the true ones; 0 where they show nothing in common."""
     learned, true = part_labels(clip, truth)
     return adjusted_rand_index(learned, true) if len(true) else 0.0
-
-
-def gain(ours: Sequence[float], other: Sequence[float], unit: str = "") -> tuple[str, str]:
-    """Whether values of the same videos are larger: the verdict, and the sentence that it rests on."""
-    mean, low, high = seed_interval([a - b for a, b in zip(ours, other, strict=True)])
-    sentence = f"more by {mean:.3g}{unit} (95 % interval over {len(ours)} videos {low:.3g} to {high:.3g})"
-    return decide(mean, low, high), sentence
 
 
 def picture_rows(
