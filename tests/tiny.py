@@ -103,7 +103,7 @@ def tiny_articulated(**changes) -> Experiment:
         reconstruction=dict(images_seen=64, objects_per_step=2, views_per_object=2, num_samples=12),
         diffusion=dict(latents_seen=32, batch_size=4),
         unet=dict(attention_resolutions=(2,)),
-        articulation=dict(rigid_images=32, neutral_images=8),
+        articulation=dict(rigid_images=32, neutral_images=8, region_images=16),
     )
     for name, values in changes.items():
         parts[name] = {**parts.get(name, {}), **values} if isinstance(values, dict) else values

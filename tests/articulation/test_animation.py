@@ -35,26 +35,23 @@ def toy():
 def animator(toy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VADER_RUNS", str(tmp_path_factory.mktemp("runs")))
-        # so few steps after a shorter or slower start lose sight of subjects
+        # solids, hardly trained any further: so few steps at full rates lose sight of subjects
         settled = dict(
-            rigid_images=64,
-            neutral_images=64,
-            own_start=False,
-            start_weight=100.0,
+            rigid_images=800,
+            neutral_images=796,
+            start_weight=20.0,
             depth_weight=0.0,
             neutral_share=1.0,
-            widening_images=0,
-            predictor_warmup_images=0,
-            predictor_learning_rate=2e-3,
-            settling_weight=10.0,
-            projection_weight=10.0,
-            equivariance_weight=1.0,
+            region_images=32,
+            parts_rate=0.1,
+            parts_hourglass_rate=0.1,
+            parts_heads_rate=0.1,
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in another order lead so short a run elsewhere
         animator = load_animator(tiny_articulated(articulation=settled), toy[0], "cpu")
         torch.set_num_threads(threads)
-        assert animator.reconstruct("toy-1").occupancy.mean() > 0.1
+        assert min(animator.reconstruct(f"toy-{k}").occupancy.mean() for k in range(4)) > 0.1
         yield animator
 
 
@@ -108,7 +105,7 @@ def test_a_generated_subject_moves_like_any_other(animator, toy, monkeypatch, tm
 def test_fitting_a_new_subject_lowers_its_loss_and_changes_no_model(animator, toy):
     video = next(iter(toy[0].split("test")))
     before = {name: value.clone() for name, value in animator.autodecoder.state_dict().items()}
-    settings = InversionConfig(steps=25, learning_rate=0.1, noise=0.0, views_per_step=4, tuning_steps=8)
+    settings = InversionConfig(steps=60, learning_rate=0.03, noise=0.0, views_per_step=6, tuning_steps=8)
     found = animator.fit(video, settings)
     assert sum(found.losses[-5:]) < 0.95 * sum(found.losses[:5])
     assert len(found.tuning_losses) == 8

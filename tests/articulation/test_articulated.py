@@ -9,7 +9,8 @@ import torch
 
 from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation import articulated
-from vader.articulation.articulated import Articulation, PoseModel, grow, load_pose_model, rigid, single
+from vader.articulation.articulated import Articulation, grow, rigid, single
+from vader.articulation.pose_model import PoseModel, load_pose_model
 from vader.articulation.poses import PoseError, fixed_camera, neutral
 from vader.articulation.start import asymmetry, half_depth
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
@@ -265,7 +266,7 @@ def test_it_learns_with_one_part_and_goes_on_with_more(data):
     assert sum(late) < 0.7 * sum(early)
     curve = run.record["curves"]["autodecoder"]
     went_on = [p["pixels"] for p in curve if "pixels" in p]
-    assert len(went_on) == (120 - 80) / 4 and curve[0].keys() >= {"regions", "kept"}, "parts are told where they start"
+    assert len(went_on) == (120 - 16) / 4 and curve[0].keys() >= {"regions", "kept"}, "parts are told where they start"
     assert sum(went_on[:8]) < 0.8 * sum(early)
     assert run.record["parts"] == 2 and first.record["parts"] == 1
     assert run.record["objects"] == [v.key for v in data.split("train")]
@@ -341,6 +342,13 @@ def test_parts_are_told_where_they_start_before_the_pictures_are_shown(data):
         losses = task.step(clock)
         assert {"pixels", "projection"} <= losses.keys()
         assert losses["regions"].item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_some_pictures_have_to_be_shown(data):
+    config = tiny_articulated(articulation=dict(region_images=64))
+    start = articulated_run(rigid(config, 32), data, "cpu")
+    with pytest.raises(ConfigError, match="region_images is 64, expected fewer than the 64 images of the stage"):
+        Articulation(config, data, CPU, start)
 
 
 def test_decoder_predictor_and_heat_maps_go_on_at_rates_of_their_own(data):

@@ -44,7 +44,7 @@ def animator(toy, tmp_path_factory) -> Animator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VADER_RUNS", str(tmp_path_factory.mktemp("runs")))
         quick = tiny_articulated(
-            reconstruction=dict(images_seen=8), articulation=dict(rigid_images=8, neutral_images=8)
+            reconstruction=dict(images_seen=8), articulation=dict(rigid_images=8, neutral_images=8, region_images=4)
         )
         yield load_animator(quick, toy[0], "cpu")
 

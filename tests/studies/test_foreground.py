@@ -75,7 +75,7 @@ def test_subjects_that_are_not_seen_are_counted_and_decide_nothing():
 def test_both_variants_are_trained_once_and_pictured_beside_the_truth(tmp_path, monkeypatch):
     pytest.importorskip("pytorch3d")
     monkeypatch.setenv("VADER_RUNS", str(tmp_path))
-    config = tiny_articulated(reconstruction=dict(images_seen=16), articulation=dict(rigid_images=16))
+    config = tiny_articulated(reconstruction=dict(images_seen=16), articulation=dict(rigid_images=16, region_images=8))
     data, truths = toys(config)
     outcomes = measure(config, data, truths.get, [3], "cpu")
     assert [(o.variant, o.seed, len(o.scores)) for o in outcomes] == [("with", 3, 4), ("without", 3, 4)]

@@ -12,7 +12,9 @@ from vader.profiles import experiment
 from vader.studies import parts
 
 pytest.importorskip("pytorch3d")
-CONFIG = tiny_articulated(reconstruction=dict(images_seen=8), articulation=dict(rigid_images=8, neutral_images=8))
+CONFIG = tiny_articulated(
+    reconstruction=dict(images_seen=8), articulation=dict(rigid_images=8, neutral_images=8, region_images=4)
+)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from ..config import Experiment
 from ..inversion import Inversion, InversionConfig, InversionError, fit_views
 from ..rendering.cameras import Cameras
 from ..runs import Run
-from .articulated import PoseModel, load_pose_model
+from .pose_model import PoseModel, load_pose_model
 from .poses import PoseError, fixed_camera, orbit
 from .skinning import posed_views, render_posed
 

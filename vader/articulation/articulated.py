@@ -8,7 +8,6 @@ a run of its own. Nothing but frames and masks is read.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,10 @@ from ..config import Experiment
 from ..data import Video
 from ..rendering.cameras import Cameras
 from ..runs import Run
-from ..storage import load_weights, save_weights
-from .keypoints import CanonicalKeypoints, KeypointPredictor
+from ..storage import save_weights
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
-from .poses import Guard, PoseError, fixed_camera, neutral, project, solve_poses
+from .pose_model import PoseModel, load_pose_model
+from .poses import fixed_camera, neutral
 from .regions import Division
 from .skinning import render_posed
 from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
@@ -33,56 +32,7 @@ from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
 if TYPE_CHECKING:
     from ..data import SequenceSet
 
-FRAMES_AT_ONCE = 64  # of a video, when its poses are read
 KEPT_WEIGHT = 200.0  # of the mean squared change of density and colour while parts are told where they start
-
-
-@dataclass(frozen=True)
-class Poses:
-    """Of n images: poses (n, p, 3, 4), canonical cube -> world, and the 2D keypoints (n, p, k, 2) they come from."""
-
-    poses: Tensor
-    points2d: Tensor
-    guard: Guard
-
-
-class PoseModel(nn.Module):
-    """Images (n, h, w, 3) in [0, 1] -> poses: K^2D predicted, K^3D learned, EPnP between them (B.1)."""
-
-    def __init__(self, config: Experiment):
-        super().__init__()
-        settings, parts = config.articulation, config.autodecoder.lbs_channels
-        require(parts >= 1, "lbs_channels is 0, expected the number of parts N_p of an articulated subject")
-        self.predictor = KeypointPredictor(settings, parts)
-        self.keypoints = CanonicalKeypoints(settings, parts)
-        self.camera = fixed_camera(settings, settings.predictor_resolution)
-
-    def forward(self, images: Tensor) -> Poses:
-        points2d = self.predictor(images)
-        n, p, k, _ = points2d.shape
-        points3d = self.keypoints().expand(n, p, k, 3)
-        poses, guard = solve_poses(points3d.flatten(0, 1), points2d.flatten(0, 1), self.camera)
-        return Poses(poses.view(n, p, 3, 4), points2d, guard)
-
-    def project(self, poses: Tensor) -> Tensor:
-        """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""
-        return project(poses, self.keypoints(), self.camera)
-
-    @torch.no_grad()
-    def read(self, images: Tensor) -> Tensor:
-        """Poses (t, p, 3, 4) of a video's frames (t, h, w, 3), float in [0, 1] or uint8; each frame on its own.
-
-        Raises PoseError for frames of another shape, and for a model in training mode.
-        """
-        if self.training:
-            raise PoseError("pose model is in training mode, expected evaluation mode (model.eval())")
-        if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
-            raise PoseError(f"frames have shape {tuple(images.shape)}, expected (t, h, w, 3) with at least one frame")
-        if images.shape[1] != images.shape[2]:
-            raise PoseError(f"frames are {images.shape[2]}x{images.shape[1]} pixels, expected square ones")
-        device = self.keypoints.raw.device
-        chunks = (chunk.to(device) for chunk in images.split(FRAMES_AT_ONCE))
-        return torch.cat([self(c.float() / 255 if c.dtype == torch.uint8 else c).poses for c in chunks])
 
 
 def rigid(config: Experiment, images: int) -> Experiment:
@@ -158,6 +108,10 @@ class Articulation:
         self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
         self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
         self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
+        unseen = config.articulation.region_images if self.started else 0
+        require(
+            unseen < self.total, f"region_images is {unseen}, expected fewer than the {self.total} images of the stage"
+        )
         h, w = self.masks.shape[1:]
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
         camera = fixed_camera(config.articulation, h)
@@ -380,10 +334,3 @@ def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experime
     for name in ("predictor.head.weight", "predictor.head.bias", "keypoints.raw"):
         state[name] = state[name].repeat(parts, *(1,) * (state[name].ndim - 1))
     pose_model.load_state_dict(state)
-
-
-def load_pose_model(run: Run, config: Experiment, device: torch.device | str = "cpu") -> PoseModel:
-    """The pose model of a finished run, in evaluation mode."""
-    model = PoseModel(config)
-    load_weights(run.weights("poses"), model)
-    return model.to(device).eval()

@@ -1,0 +1,72 @@
+"""The model that reads poses from pictures (B.1): K^2D predicted, K^3D learned, EPnP between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import require
+from ..config import Experiment
+from ..runs import Run
+from ..storage import load_weights
+from .keypoints import CanonicalKeypoints, KeypointPredictor
+from .poses import Guard, PoseError, fixed_camera, project, solve_poses
+
+FRAMES_AT_ONCE = 64  # of a video, when its poses are read
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Of n images: poses (n, p, 3, 4), canonical cube -> world, and the 2D keypoints (n, p, k, 2) they come from."""
+
+    poses: Tensor
+    points2d: Tensor
+    guard: Guard
+
+
+class PoseModel(nn.Module):
+    """Images (n, h, w, 3) in [0, 1] -> poses: K^2D predicted, K^3D learned, EPnP between them (B.1)."""
+
+    def __init__(self, config: Experiment):
+        super().__init__()
+        settings, parts = config.articulation, config.autodecoder.lbs_channels
+        require(parts >= 1, "lbs_channels is 0, expected the number of parts N_p of an articulated subject")
+        self.predictor = KeypointPredictor(settings, parts)
+        self.keypoints = CanonicalKeypoints(settings, parts)
+        self.camera = fixed_camera(settings, settings.predictor_resolution)
+
+    def forward(self, images: Tensor) -> Poses:
+        points2d = self.predictor(images)
+        n, p, k, _ = points2d.shape
+        points3d = self.keypoints().expand(n, p, k, 3)
+        poses, guard = solve_poses(points3d.flatten(0, 1), points2d.flatten(0, 1), self.camera)
+        return Poses(poses.view(n, p, 3, 4), points2d, guard)
+
+    def project(self, poses: Tensor) -> Tensor:
+        """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""
+        return project(poses, self.keypoints(), self.camera)
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """Poses (t, p, 3, 4) of a video's frames (t, h, w, 3), float in [0, 1] or uint8; each frame on its own.
+
+        Raises PoseError for frames of another shape, and for a model in training mode.
+        """
+        if self.training:
+            raise PoseError("pose model is in training mode, expected evaluation mode (model.eval())")
+        if images.ndim != 4 or images.shape[-1] != 3 or len(images) == 0:
+            raise PoseError(f"frames have shape {tuple(images.shape)}, expected (t, h, w, 3) with at least one frame")
+        if images.shape[1] != images.shape[2]:
+            raise PoseError(f"frames are {images.shape[2]}x{images.shape[1]} pixels, expected square ones")
+        device = self.keypoints.raw.device
+        chunks = (chunk.to(device) for chunk in images.split(FRAMES_AT_ONCE))
+        return torch.cat([self(c.float() / 255 if c.dtype == torch.uint8 else c).poses for c in chunks])
+
+
+def load_pose_model(run: Run, config: Experiment, device: torch.device | str = "cpu") -> PoseModel:
+    """The pose model of a finished run, in evaluation mode."""
+    model = PoseModel(config)
+    load_weights(run.weights("poses"), model)
+    return model.to(device).eval()
