@@ -9,7 +9,8 @@ import torch
 
 from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation import articulated
-from vader.articulation.articulated import Articulation, grow, rigid, single
+from vader.articulation.articulated import Articulation
+from vader.articulation.one_part import grow, rigid, single
 from vader.articulation.pose_model import PoseModel, load_pose_model
 from vader.articulation.poses import PoseError, fixed_camera, neutral
 from vader.articulation.start import asymmetry, half_depth
@@ -344,6 +345,100 @@ def test_parts_are_told_where_they_start_before_the_pictures_are_shown(data):
         assert losses["regions"].item() == pytest.approx(expected.item(), rel=0.05)
 
 
+PHASES = dict(rigid_images=32, region_images=16, track_images=16, taught_images=16)
+
+
+def test_a_second_stage_finds_poses_teaches_them_and_then_predicts_them(data):
+    config = tiny_articulated(
+        reconstruction=dict(images_seen=64), articulation=PHASES | dict(taught_rate=2.0, track_rate=3e-3)
+    )
+    task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
+    rates = [group["lr"] for group in task.optimizer.param_groups]
+    assert rates[-1] == 3e-3 and task.state()["tracks"] is task.tracks
+    predictor, keypoints = task.pose_model.predictor, task.pose_model.keypoints
+    groups = {"decoder": task.model, "predictor": predictor, "keypoints": keypoints, "tracks": task.tracks}
+    seen, moved, used = [], [], []
+    for clock in range(0, 64, task.per_step):
+        before = {name: [p.clone() for p in module.parameters()] for name, module in groups.items()}
+        for group, rate in zip(task.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        task.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(clock)
+        seen.append(set(task.step(clock)))
+        used.append(task.optimizer.param_groups[3]["lr"])
+        task.optimizer.step()
+        unequal = {
+            name
+            for name, module in groups.items()
+            if not all(torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True))
+        }
+        moved.append(unequal)
+    quarter = 16 // task.per_step
+    assert all(s == {"loss", "regions", "kept"} for s in seen[:quarter])
+    assert all("pixels" in s and not s & {"projection", "equivariance", "pull"} for s in seen[quarter : 2 * quarter])
+    assert all(s == {"loss", "taught"} for s in seen[2 * quarter : 3 * quarter])
+    assert all({"pixels", "projection", "equivariance"} <= s for s in seen[3 * quarter :])
+    expected = [{"decoder"}, {"decoder", "tracks"}, {"predictor"}, {"decoder", "predictor", "keypoints"}]
+    assert moved == [names for names in expected for _ in range(quarter)]
+    start = 2.0 * config.articulation.predictor_learning_rate
+    assert used[2 * quarter : 3 * quarter] == pytest.approx([start * (1 - k / quarter) for k in range(quarter)])
+
+
+def test_what_the_predictor_is_taught_is_where_tracks_have_the_keypoints(data):
+    config = tiny_articulated(reconstruction=dict(images_seen=400), articulation=PHASES | dict(taught_images=368))
+    task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
+    with torch.no_grad():
+        task.tracks.coefficients[:, :, 3, 0] = 0.1  # everything stands 0.1 further to the right than it was read
+
+    def error():
+        with torch.no_grad():
+            objects, frames = torch.arange(len(task.keys)), task.first[:, None]
+            told = task.pose_model.project(task._tracked(objects, frames))
+            return (task.pose_model.predictor(task.frames[frames].flatten(0, 1).float() / 255) - told).abs().mean()
+
+    before = error()
+    for clock in range(32, 400, task.per_step):
+        task.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(clock)
+        task.step(clock)
+        task.optimizer.step()
+    assert error() < 0.7 * before
+
+
+def test_an_interrupted_second_stage_keeps_its_tracks(data, monkeypatch, tmp_path):
+    config = tiny_articulated(reconstruction=dict(images_seen=64), articulation=PHASES)
+    whole = articulated_run(config, data, "cpu")
+    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "other"))
+    paused, parts = 0, None
+    while parts is None:
+        try:
+            parts = articulated_run(config, data, "cpu", max_seconds=0)
+        except Paused:
+            paused += 1
+            assert paused < 40
+    assert paused > 12
+    for name in ("autodecoder", "poses"):
+        a, b = (read_weights(run.weights(name))[0] for run in (whole, parts))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_phases_that_do_not_fit_are_refused(data):
+    start = articulated_run(rigid(tiny_articulated(), 32), data, "cpu")
+    for changes, message in (
+        (dict(region_images=32, track_images=16, taught_images=24), "are 72 together, expected at most the 64 images"),
+        (dict(taught_images=8), "taught_images is 8 and track_images 0, expected tracks to be taught"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Articulation(tiny_articulated(articulation=changes), data, CPU, start)
+    for changes, message in (
+        (dict(track_harmonics=0), "track_harmonics is 0, expected at least 1"),
+        (dict(track_rate=0.0), "track_rate is 0, expected a positive number"),
+        (dict(symmetry_share=1.0), r"symmetry_share is 1, expected it in \[0, 1\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny_articulated(articulation=changes)
+
+
 def test_some_pictures_have_to_be_shown(data):
     config = tiny_articulated(articulation=dict(region_images=64))
     start = articulated_run(rigid(config, 32), data, "cpu")
@@ -424,7 +519,17 @@ def test_the_stage_with_one_part_has_its_own_settings():
     assert (one.articulation.pull_weight, one.articulation.pull_threshold) == (10.0, 0.01)
     others = config.replace(
         autodecoder=dict(lbs_scale=3.0, lbs_skips=False),
-        articulation=dict(region_images=7, region_weight=3.0, parts_rate=0.7, parts_heads_rate=0.2),
+        articulation=dict(
+            region_images=7,
+            region_weight=3.0,
+            parts_rate=0.7,
+            parts_heads_rate=0.2,
+            track_images=9,
+            taught_images=5,
+            track_harmonics=3,
+            track_rate=0.1,
+            taught_rate=2.0,
+        ),
     )
     assert rigid(others, 100) == one, "what only ten parts have decides nothing about one"
     uva = rigid(experiment("paper", "celebv_text"), 100).articulation

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..autodecoder.losses import image_losses, perceptual_loss
-from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
+from ..autodecoder.reconstruction import Autodecoder
 from ..checks import require
 from ..config import Experiment
 from ..data import Video
@@ -23,46 +23,19 @@ from ..rendering.cameras import Cameras
 from ..runs import Run
 from ..storage import save_weights
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
+from .one_part import grow, rigid
 from .pose_model import PoseModel, load_pose_model
 from .poses import fixed_camera, neutral
 from .regions import Division
 from .skinning import render_posed
 from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
+from .tracks import Tracks
 
 if TYPE_CHECKING:
     from ..data import SequenceSet
 
+DIVIDING, TRACKING, TEACHING = "dividing", "tracking", "teaching"  # what a second stage begins with, in this order
 KEPT_WEIGHT = 200.0  # of the mean squared change of density and colour while parts are told where they start
-
-
-def rigid(config: Experiment, images: int) -> Experiment:
-    """The same experiment with one part, trained on that many images: UVA's first stage, or a baseline."""
-    settings = config.articulation
-    return config.replace(
-        autodecoder=dict(lbs_channels=1, lbs_skips=False, lbs_scale=1.0),  # which one part does not depend on
-        reconstruction=dict(
-            images_seen=images, density_noise_images=min(images, config.reconstruction.density_noise_images)
-        ),
-        articulation=dict(
-            rigid_images=0,
-            region_images=0,
-            region_weight=0.0,
-            parts_rate=1.0,
-            parts_hourglass_rate=1.0,
-            parts_heads_rate=1.0,
-            free_depth_images=min(settings.free_depth_images, images // 2),
-            pull_weight=settings.rigid_pull_weight,
-            pull_threshold=settings.rigid_pull_threshold,
-        ),
-    )
-
-
-def single(config: Experiment) -> Experiment:
-    """The same two stages with one part in the second, too: what N_p parts on the same budget are compared with."""
-    return config.replace(
-        autodecoder=dict(lbs_channels=1, lbs_skips=False, lbs_scale=1.0),
-        articulation=dict(region_images=0, region_weight=0.0),
-    )
 
 
 def one_rank(ranks: int) -> None:
@@ -108,10 +81,7 @@ class Articulation:
         self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
         self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
         self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
-        unseen = config.articulation.region_images if self.started else 0
-        require(
-            unseen < self.total, f"region_images is {unseen}, expected fewer than the {self.total} images of the stage"
-        )
+        self._check_phases()
         h, w = self.masks.shape[1:]
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
         camera = fixed_camera(config.articulation, h)
@@ -120,10 +90,10 @@ class Articulation:
         torch.manual_seed(config.seed)
         self.model = Autodecoder(config, len(videos)).to(device).to(memory_format=torch.channels_last_3d).train()
         self.pose_model = PoseModel(config).to(device).train()
+        self.tracks: Tracks | None = None
         if start is not None:
             grow(self.model, self.pose_model, start, rigid(config, config.articulation.rigid_images))
-            if config.articulation.region_images or config.articulation.region_weight:
-                self.division = self._divided(camera)
+            self._prepare_parts(start, camera)
         self.perceptual = perceptual_loss(settings, device)
         shared = list(self.pose_model.predictor.hourglass.parameters())
         own = [*self.pose_model.predictor.head.parameters(), *self.pose_model.keypoints.parameters()]
@@ -135,6 +105,8 @@ class Articulation:
             {"params": shared, "lr": rates[1] * poses.predictor_learning_rate},
             {"params": own, "lr": rates[2] * poses.predictor_learning_rate},
         ]
+        if self.tracks is not None:
+            groups.append({"params": list(self.tracks.parameters()), "lr": poses.track_rate})
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
 
     def _prepare_start(self, camera: Cameras) -> None:
@@ -150,7 +122,8 @@ class Articulation:
             return
         if settings.neutral_share < 1:
             for turn, frames, mask in zip(self.turn, self.frames.split(counts), masks, strict=True):
-                turn[: len(mask)] = asymmetry(frames, mask).cpu().argsort().argsort() / len(mask)
+                found = asymmetry(frames, mask, settings.symmetry_share)
+                turn[: len(mask)] = found.cpu().argsort().argsort() / len(mask)
         if settings.own_start:
             self.shifts = torch.cat([centre_shifts(mask.cpu(), camera) for mask in masks]).to(self.device)
         if settings.start_weight:
@@ -158,23 +131,64 @@ class Articulation:
             solids = torch.stack([inflated_silhouette(mask, camera, size) for mask in shown])
             self.solids = (size - 1) / 2 * solids.to(self.device)  # opaque per voxel
 
-    @torch.no_grad()
-    def _divided(self, camera: Cameras) -> Division:
-        """Where parts start in the volumes of the run that this one goes on from."""
-        objects = torch.arange(len(self.keys), device=self.device)
-        self.model.eval()
-        volumes = torch.cat([self.model(chunk)[:, :4].float() for chunk in objects.split(1)])
-        self.model.train()
-        return Division(volumes, self.config.autodecoder.lbs_channels, camera, self.settings.num_samples)
+    def _check_phases(self) -> None:
+        """A second stage shows pictures, and has time for all that it begins with."""
+        settings = self.config.articulation
+        if not self.started:
+            return
+        unseen, images = settings.region_images, sum(images for _, images in self._phases())
+        require(
+            unseen < self.total, f"region_images is {unseen}, expected fewer than the {self.total} images of the stage"
+        )
+        require(
+            images <= self.total,
+            f"region_images, track_images and taught_images are {images} together, expected at most the {self.total} "
+            "images of the stage",
+        )
+        require(
+            bool(settings.track_images) or not settings.taught_images,
+            f"taught_images is {settings.taught_images} and track_images 0, expected tracks to be taught",
+        )
 
-    def _divide(self, objects: Tensor, clock: int) -> dict[str, Tensor]:
+    def _phases(self) -> list[tuple[str, int]]:
+        """What a second stage begins with, and for how many images each."""
+        settings = self.config.articulation
+        images = (settings.region_images, settings.track_images, settings.taught_images)
+        return list(zip((DIVIDING, TRACKING, TEACHING), images, strict=True))
+
+    def _phase(self, clock: int) -> tuple[str | None, float]:
+        """The phase that a second stage is in and the share of it that is over; None once poses are predicted."""
+        for name, images in self._phases() if self.started else ():
+            if clock < images:
+                return name, clock / images
+            clock -= images
+        return None, 0.0
+
+    @torch.no_grad()
+    def _prepare_parts(self, start: Run, camera: Cameras) -> None:
+        """Where parts start in the volumes of the run that this one goes on from, and the poses that they start in."""
+        settings, parts = self.config.articulation, self.config.autodecoder.lbs_channels
+        objects = torch.arange(len(self.keys), device=self.device)
+        middles = torch.zeros(len(objects), parts, 3, device=self.device)
+        if settings.region_images or settings.region_weight:
+            self.model.eval()
+            volumes = torch.cat([self.model(chunk)[:, :4].float() for chunk in objects.split(1)])
+            self.model.train()
+            self.division = Division(volumes, parts, camera, self.settings.num_samples)
+            middles = self.division.middles(parts)
+        if settings.track_images:
+            one = load_pose_model(start, rigid(self.config, settings.rigid_images), self.device)
+            roots = [one.read(frames)[:, 0] for frames in self.frames.split(self.counts.tolist())]
+            self.tracks = Tracks(roots, middles, settings.track_harmonics).to(self.device)
+
+    def _divide(self, objects: Tensor, over: float) -> dict[str, Tensor]:
         """A step that teaches the skinning weights where parts start and leaves the rest of the volume as it was.
 
         Batch norm keeps the statistics that it has, so that there is nothing to restore at first, and the learning rate
         falls to 0, so that little is left to restore at the end.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] *= 1 - clock / self.config.articulation.region_images
+            group["lr"] *= 1 - over
         volume = self.model.eval()(objects).float()
         self.model.train()
         kept = KEPT_WEIGHT * self.division.changed(volume, objects, self.config.autodecoder.density_scale)
@@ -182,6 +196,25 @@ class Articulation:
         loss = sum(losses.values())
         loss.backward()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def _tracked(self, objects: Tensor, frames: Tensor) -> Tensor:
+        """Poses (b v, p, 3, 4) on the curves of videos (b,) in frames (b, v) among those of all."""
+        first = self.first.to(frames.device)[objects, None]
+        return self.tracks(objects, frames - first).flatten(0, 1)
+
+    def _teach(self, objects: Tensor, frames: Tensor, over: float) -> dict[str, Tensor]:
+        """A step that tells the predictor the poses that were found, without a picture rendered; its learning rate
+        falls to 0. The 3D keypoints stay, or they would meet in one point, which is the easiest to be told."""
+        settings = self.config.articulation
+        for group in self.optimizer.param_groups[2:4]:
+            group["lr"] = settings.taught_rate * settings.predictor_learning_rate * (1 - over)
+        target = self.frames[frames].flatten(0, 1).float() / 255
+        with torch.no_grad():
+            poses = self._tracked(objects, frames)
+            told = self.pose_model.project(poses)
+        loss = projection_loss(self.pose_model.predictor(target), told)
+        loss.backward()
+        return {"loss": loss.detach(), "taught": loss.detach()}
 
     def draw(self, clock: int) -> tuple[Tensor, Tensor]:
         """Videos (b,) and the frames (b, v) of each, without repetition, from the current random stream."""
@@ -218,11 +251,11 @@ class Articulation:
         would be several times the rate. The loop sets the rate anew for each step.
         """
         settings = self.config.articulation
-        unseen = settings.region_images if self.started else settings.neutral_images
+        unseen = sum(images for _, images in self._phases()) if self.started else settings.neutral_images
         warmup, since = settings.predictor_warmup_images, clock - unseen
         if not 0 <= since < warmup:
             return
-        for group in self.optimizer.param_groups[2:]:
+        for group in self.optimizer.param_groups[2:4]:
             if since < self.per_step:
                 for parameter in group["params"]:
                     self.optimizer.state.pop(parameter, None)
@@ -231,14 +264,20 @@ class Articulation:
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, articulation = self.settings, self.config.articulation
         objects, frames = self.draw(clock)
-        if self.started and clock < articulation.region_images:
-            return self._divide(objects, clock)
+        phase, over = self._phase(clock)
+        if phase == DIVIDING:
+            return self._divide(objects, over)
+        if phase == TEACHING:
+            return self._teach(objects, frames, over)
         b, v = frames.shape
         target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
         mask = self.masks[frames].flatten(0, 1).float() / 255
         neutral_start = clock < articulation.neutral_images and not self.started
-        if neutral_start:
-            points2d, shares = self.pose_model.predictor(target), {}
+        points2d, shares = None, {}
+        if phase == TRACKING:
+            poses = self._tracked(objects, frames)
+        elif neutral_start:
+            points2d = self.pose_model.predictor(target)
             poses = neutral(len(target), points2d.shape[1], device=self.device)
             if articulation.own_start:
                 poses = torch.cat([poses[..., :3], poses[..., 3:] + self.shifts[frames].view(-1, 1, 3, 1)], dim=-1)
@@ -275,14 +314,15 @@ class Articulation:
         if self.started and articulation.region_weight:
             weight = articulation.region_weight * (1 - clock / self.total)
             losses["regions"] = weight * self.division.told(volume, objects)
-        if articulation.equivariance_weight:
+        if points2d is not None and articulation.equivariance_weight:
             sigma = articulation.equivariance_sigma
             losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(
                 self.pose_model.predictor, target, points2d, sigma
             )
-        if weight := articulation.settling_weight if neutral_start else articulation.projection_weight:
+        weight = articulation.settling_weight if neutral_start else articulation.projection_weight
+        if points2d is not None and weight:
             losses["projection"] = weight * projection_loss(points2d, self.pose_model.project(poses))
-        if articulation.pull_weight:
+        if points2d is not None and articulation.pull_weight:
             raw = seen.part_density / self.config.autodecoder.density_scale
             losses["pull"] = articulation.pull_weight * pull_loss(poses, raw, articulation.pull_threshold)
         loss = sum(losses.values())
@@ -294,7 +334,8 @@ class Articulation:
         """Stage 1 has nothing to add: no EMA."""
 
     def state(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "poses": self.pose_model}
+        modules: dict[str, nn.Module] = {"model": self.model, "poses": self.pose_model}
+        return modules if self.tracks is None else modules | {"tracks": self.tracks}
 
     def facts(self) -> dict[str, Any]:
         """What the run's record should say beside the usual."""
@@ -303,7 +344,7 @@ class Articulation:
             "parts": self.config.autodecoder.lbs_channels,
             "perceptual_network": self.settings.perceptual_network,
             "renderer": "reference",
-            "parameters": sum(p.numel() for m in self.state().values() for p in m.parameters()),
+            "parameters": sum(p.numel() for m in (self.model, self.pose_model) for p in m.parameters()),
         }
 
     def save(self, work: Path) -> None:
@@ -315,22 +356,3 @@ class Articulation:
         }
         save_weights(work / "autodecoder.safetensors", self.model, metadata, precision)
         save_weights(work / "poses.safetensors", self.pose_model, metadata, precision)
-
-
-@torch.no_grad()
-def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experiment) -> None:
-    """Copy a run with one part (`config`) into models of N_p parts: its heat maps and keypoints go to every part.
-
-    So all parts start in that run's pose, and the picture is the one it had. The skinning logits keep the random
-    weights they were made with: were they copies, too, equal parts would get equal gradients and stay equal.
-    """
-    one, one_pose = load_autodecoder(start, config), load_pose_model(start, config)
-    device = pose_model.keypoints.raw.device
-    state, own = one.state_dict(), model.state_dict()
-    for name in ("decoder.head.weight", "decoder.head.bias"):
-        state[name] = torch.cat([state[name][:4].to(device), own[name][4:]])
-    model.load_state_dict(state | {name: own[name] for name in own if name.startswith("decoder.lbs_heads.")})
-    state, parts = one_pose.state_dict(), pose_model.predictor.num_parts
-    for name in ("predictor.head.weight", "predictor.head.bias", "keypoints.raw"):
-        state[name] = state[name].repeat(parts, *(1,) * (state[name].ndim - 1))
-    pose_model.load_state_dict(state)

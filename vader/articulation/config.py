@@ -44,6 +44,7 @@ class ArticulationConfig:
     # A gentler start than with all frames at once, see `start`. Off by default.
     own_start: bool = False  # a solid of its own for each video, which follows the silhouette's centre
     neutral_share: float = 1.0  # of a video's frames, its most symmetric ones, that training begins with
+    symmetry_share: float = later(0.0)  # symmetry counts where the subject is in more than this share of the frames
     widening_images: int = 0  # seen after the neutral ones while that share grows to all frames
     predictor_warmup_images: int = 0  # seen after the neutral ones while the predictor's rate rises from 0
     # The second stage, see `regions`: the first images of its clock are not shown, the skinning weights are told where
@@ -51,6 +52,15 @@ class ArticulationConfig:
     # end. Its learning rates are shares of the first stage's.
     region_images: int = later(0)
     region_weight: float = later(0.0)
+    # The next ones are rendered in poses that are parameters of each video (see `tracks`), and then the predictor is
+    # told those, as many times as there are images in `taught_images`, before it takes over.
+    track_images: int = later(0)
+    track_rate: float = later(
+        1.0
+    )  # learning rate of the curves' coefficients, in radians and halves of the cube's edge
+    track_harmonics: int = later(10)  # cosines that a curve is made of
+    taught_images: int = later(0)
+    taught_rate: float = later(1.0)  # share of the predictor's learning rate, at first; it falls to 0
     parts_rate: float = later(1.0)  # of decoder and embeddings
     parts_hourglass_rate: float = later(1.0)  # of the part of the predictor that all parts share
     parts_heads_rate: float = later(1.0)  # of its heat maps, and of the 3D keypoints
@@ -58,6 +68,7 @@ class ArticulationConfig:
     def __post_init__(self) -> None:
         for name in ("keypoints_per_axis", "predictor_resolution", "predictor_channels", "predictor_blocks"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.track_harmonics >= 1, f"track_harmonics is {self.track_harmonics}, expected at least 1")
         require(self.predictor_kernel % 2 == 1, f"predictor_kernel is {self.predictor_kernel}, expected an odd number")
         require(self.keypoints_per_axis >= 2, "keypoints_per_axis is 1, expected at least 2: one point has no pose")
         require(
@@ -65,15 +76,23 @@ class ArticulationConfig:
             f"predictor_resolution {self.predictor_resolution} cannot be halved {self.predictor_blocks} times",
         )
         positive = ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate")
-        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate"):
+        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate", "track_rate", "taught_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
         terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-        for name in ("free_depth_images", "widening_images", "predictor_warmup_images", "region_images"):
+        for name in (
+            "free_depth_images",
+            "widening_images",
+            "predictor_warmup_images",
+            "region_images",
+            "track_images",
+            "taught_images",
+        ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")
+        require(0 <= self.symmetry_share < 1, f"symmetry_share is {self.symmetry_share:g}, expected it in [0, 1)")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")
 
     @property

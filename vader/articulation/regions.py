@@ -43,6 +43,14 @@ class Division:
         self.labels = torch.stack([regions(*pair, camera, size) for pair in divided]).to(device)
         self.within = torch.stack([within(silhouette, camera, size) for silhouette in silhouettes]).to(device)
 
+    def middles(self, parts: int) -> Tensor:
+        """Of the dense voxels of each part where it starts, (n, p, 3); the origin for a part that has none."""
+        axis = torch.linspace(-1, 1, self.labels.shape[-1], device=self.labels.device)
+        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+        points = torch.stack([x, y, z], dim=-1).view(-1, 3)
+        owned = F.one_hot(self.labels.flatten(1).long(), parts) * (self.volumes[:, 0] > 0).flatten(1)[..., None]
+        return owned.float().mT @ points / owned.sum(1).clamp_min(1)[..., None]
+
     def told(self, volume: Tensor, objects: Tensor) -> Tensor:
         """Cross-entropy of the skinning weights of volumes (b, 4 + p, S, S, S) of subjects (b,) to where parts start:
         the mean of what it is inside of the silhouettes and outside."""

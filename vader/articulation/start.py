@@ -66,13 +66,17 @@ def _inner_distance(masks: Tensor, camera: Cameras) -> Tensor:
     return pixel * torch.from_numpy(distance_transform_edt(covered.cpu().numpy())).float()
 
 
-def asymmetry(frames: Tensor, masks: Tensor) -> Tensor:
+def asymmetry(frames: Tensor, masks: Tensor, covered: float = 0.0) -> Tensor:
     """How far frames (n, h, w, 3) with masks (n, h, w), all uint8, are from their mirror images: (n,), 0 if equal.
 
     The mean difference of colours and masks over the subject, left and right exchanged at the upright line near its
     centre of mass that makes it smallest. Background is taken as black. Infinite for a frame without subject.
+
+    covered: leave out pixels that the subject covers in no more than this share of the frames. What swings far is not
+    symmetric in a frame from the front either.
     """
     mask = masks.float() / 255
+    mask = mask * (mask.mean(0) > covered)
     images = torch.cat([frames.float() / 255 * mask[..., None], mask[..., None]], dim=-1)
     n, _, w, c = images.shape
     area, columns = mask.sum((1, 2)), torch.arange(w, device=masks.device)

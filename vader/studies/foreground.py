@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..articulation.animation import Animator, load_animator
-from ..articulation.articulated import rigid
 from ..articulation.evaluation import VideoScores, score_videos
+from ..articulation.one_part import rigid
 from ..articulation.profiles import VIDEO_SETS
 from ..checks import require
 from ..config import Experiment

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..articulation.animation import Animator, Clip, load_animator, palette
-from ..articulation.articulated import rigid, single
 from ..articulation.evaluation import part_labels
+from ..articulation.one_part import rigid, single
 from ..articulation.poses import fixed_camera
 from ..articulation.regions import Division
 from ..config import Experiment

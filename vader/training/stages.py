@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import runs
-from ..articulation.articulated import Articulation, one_rank, rigid
+from ..articulation.articulated import Articulation, one_rank
+from ..articulation.one_part import rigid
 from ..autodecoder.reconstruction import Reconstruction
 from ..checks import require
 from ..config import Experiment

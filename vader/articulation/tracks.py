@@ -1,0 +1,60 @@
+"""Poses of each training video as smooth curves over time, found by rendering; the predictor is then told them.
+
+A predictor that all parts and subjects share takes thousands of steps to tell where a limb is even if it is told, and
+many times that from what a step's pictures say about a limb of few pixels. So a second stage can begin with poses that
+are parameters of each video, as its embedding is: a part is where the first stage's model has the whole subject, turned
+about the part's own middle and shifted across the picture. Shifts along the camera's axis are left out, since a narrow
+camera does not see them. Motion is smooth, and a few cosines of time say it: every frame of a video is evidence for
+each of them. Held-out frames and other videos have no curves; for them there is only what the predictor has learned.
+UVA [63] has nothing like it, and trains far longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .poses import compose
+
+TURNS, SHIFTS = 3, 2  # of a part in a frame: a rotation vector in radians, and x and y in the canonical cube's units
+
+
+class Tracks(nn.Module):
+    """Poses of the parts in the training frames of videos, which start as `roots` say."""
+
+    def __init__(self, roots: Sequence[Tensor], middles: Tensor, harmonics: int):
+        """roots: poses (t_i, 3, 4) of the whole subject in each training frame of each of n videos.
+        middles: (n, p, 3) what parts turn about, in the canonical cube.
+        harmonics: cosines of a curve, of 0 to (harmonics - 1) / 2 cycles in a video."""
+        super().__init__()
+        n, parts, _ = middles.shape
+        lengths = torch.tensor([len(video) for video in roots])
+        whole = torch.zeros(n, int(lengths.max()), 3, 4)
+        for into, video in zip(whole, roots, strict=True):
+            into[: len(video)] = video
+        self.coefficients = nn.Parameter(torch.zeros(n, parts, TURNS + SHIFTS, harmonics))
+        for name, values in (("roots", whole), ("middles", middles), ("lengths", lengths)):
+            self.register_buffer(name, values, persistent=False)  # made anew from the first stage's run
+
+    def forward(self, videos: Tensor, frames: Tensor) -> Tensor:
+        """Poses (b, v, p, 3, 4) of the parts in frames (b, v), counted from each video's first, of videos (b,)."""
+        waves = torch.arange(self.coefficients.shape[-1], device=frames.device)
+        phase = (frames + 0.5) / self.lengths[videos, None]
+        values = torch.einsum("bpck,bvk->bvpc", self.coefficients[videos], (math.pi * phase[..., None] * waves).cos())
+        turns, shifts = values.split([TURNS, SHIFTS], dim=-1)
+        rotation, middles = rotation_matrices(turns), self.middles[videos, None]
+        shift = middles - (rotation @ middles[..., None])[..., 0]
+        shift = shift + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
+        own = torch.cat([rotation, shift[..., None]], dim=-1)
+        return compose(self.roots[videos[:, None], frames][:, :, None], own)
+
+
+def rotation_matrices(vectors: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by |vector| radians about vectors (..., 3); differentiable at 0, too."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    generator = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(generator)
