@@ -200,9 +200,11 @@ def test_bad_settings_are_refused_before_rendering(root, monkeypatch):
 
 def test_the_data_card_says_what_the_code_does():
     card = (ROOT / "data_cards" / "puppets.md").read_text(encoding="utf-8")
-    for name, (parent, rest, amplitude) in puppets.JOINTS.items():
-        numbers = " | ".join(f"{r:g} ± {a:g}" for r, a in zip(rest, amplitude, strict=True))
-        assert f"| `{name}` | {parent or 'none'} | {numbers} |" in card, name
+    first, second = card.split("In `puppets_waving` it is:")
+    for text, joints in ((first, puppets.JOINTS), (second, puppets.WAVING_JOINTS)):
+        for name, (parent, rest, amplitude) in joints.items():
+            numbers = " | ".join(f"{r:g} ± {a:g}" for r, a in zip(rest, amplitude, strict=True))
+            assert f"| `{name}` | {parent or 'none'} | {numbers} |" in text, name
     for name, (low, high) in puppets.SIZES.items():
         assert f"| `{name}` | {low:g} to {high:g} |" in card, name
     for light in ("key", "fill", "back"):
@@ -215,5 +217,30 @@ def test_the_data_card_says_what_the_code_does():
         frames, size = f"{data.train_views} + {data.heldout_views}", f"{data.resolution} x {data.resolution}"
         rays = data.supersampling**2
         assert f"| {profile} | {data.num_objects} | {data.heldout_objects} | {frames} | {size} | {rays} |" in card
-    digest = data_digest(experiment("laptop", "puppets").data, puppets.sources(TINY))
-    assert f"begins `{digest[:12]}`" in card
+    digests = [_digest(experiment("laptop", name).data) for name in puppets.MOTIONS]
+    assert "begins `{}`, that of `puppets_waving` `{}`".format(*(digest[:12] for digest in digests)) in card
+
+
+def _digest(config):
+    return data_digest(config, puppets.sources(config))
+
+
+def test_waving_puppets_are_the_same_figures_with_limbs_that_swing_further(root):
+    waving = dataclasses.replace(TINY, name="puppets_waving")
+    assert _digest(waving) != _digest(TINY)
+    for index in range(3):
+        calm, waved = (puppets.render_object((config, index)) for config in (TINY, waving))
+        assert calm[0].caption == waved[0].caption and calm[0].attributes["licence"] == waved[0].attributes["licence"]
+        assert not torch.equal(calm[0].frames, waved[0].frames)
+    swings = {}
+    for name, joints in puppets.MOTIONS.items():
+        across = []
+        for index in range(20):
+            figure = puppets.puppet(0, index)
+            poses = puppets.pose_parts(figure, 0, index, 64, joints)
+            for number, part in enumerate(figure.names):
+                if part.endswith("arm"):
+                    own = poses[:, 0, :3, :3].transpose(0, 2, 1) @ poses[:, number, :3, :3]
+                    across.append(np.degrees(np.arctan2(own[:, 1, 0], own[:, 0, 0])).std())
+        swings[name] = np.mean(across)
+    assert swings["puppets_waving"] > 2 * swings["puppets"]

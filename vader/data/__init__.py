@@ -25,6 +25,7 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "furniture_chairs": "furniture",
     "furniture_tables": "furniture",
     "puppets": "puppets",
+    "puppets_waving": "puppets",
     "people_heads": "people",
     "people_bodies": "people",
     "celebv_text": "celebv_text",
