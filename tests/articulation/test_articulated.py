@@ -532,6 +532,10 @@ def test_the_stage_with_one_part_has_its_own_settings():
         ),
     )
     assert rigid(others, 100) == one, "what only ten parts have decides nothing about one"
+    stored = plain(rigid(experiment("laptop", "puppets").replace(articulation=PHASES), 100))["articulation"]
+    assert not [name for name in stored if name.startswith(("track", "taught", "region", "parts_"))], (
+        "as before they were"
+    )
     uva = rigid(experiment("paper", "celebv_text"), 100).articulation
     assert (uva.pull_weight, uva.pull_threshold) == (10.0, 0.1)
     assert (config.articulation.pull_weight, config.articulation.pull_threshold) == (200.0, 0.001)

@@ -51,7 +51,14 @@ def animator(toy, tmp_path_factory) -> Animator:
 
 def scores_of(key: str, **changes) -> VideoScores:
     values = dict(iou=0.9, psnr=20.0, psnr_foreground=15.0, normals_deg=30.0, ari=0.6, root_rotation_deg=5.0)
-    return VideoScores(key, **values | changes, root_translation=0.0, part_rotation_deg=(), part_translation=())
+    return VideoScores(
+        key,
+        **values | changes,
+        root_translation=0.0,
+        part_rotation_deg=(),
+        part_translation=(),
+        part_with_root_rotation_deg=(),
+    )
 
 
 def test_a_row_has_the_interval_over_the_videos_that_have_a_value():

@@ -19,7 +19,7 @@ from vader.studies.foreground import Outcome, gain, measure, over_seeds, picture
 def outcome(variant: str, seed: int, *pairs: tuple[float, float]) -> Outcome:
     """Of videos with these IoU and normal errors."""
     rest = dict(psnr=0.0, psnr_foreground=0.0, ari=0.0, root_rotation_deg=0.0, root_translation=0.0)
-    rest |= dict(part_rotation_deg=(), part_translation=())
+    rest |= dict(part_rotation_deg=(), part_translation=(), part_with_root_rotation_deg=())
     scores = (VideoScores(str(k), iou, normals_deg=n, **rest) for k, (iou, n) in enumerate(pairs))
     return Outcome(variant, seed, None, tuple(scores))
 

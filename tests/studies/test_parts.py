@@ -7,6 +7,7 @@ import torch
 
 from tests.tiny import tiny_articulated, toys
 from vader.articulation.animation import Animator, load_animator, palette
+from vader.articulation.evaluation import VideoScores
 from vader.articulation.poses import compose, fixed_camera, invert
 from vader.profiles import experiment
 from vader.studies import parts
@@ -88,3 +89,21 @@ def test_a_picture_has_a_row_for_each_variant_and_for_true_early_and_learned_par
     true = truths[video.key].parts[[0, 7]]
     assert torch.allclose(rows["true parts"][true == 1], palette(2)[1])
     assert (rows["true parts"][true == 255] == 0).all()
+
+
+def test_limbs_are_compared_with_the_pose_of_the_root():
+    def scores(own, with_root):
+        rest = dict(iou=0, psnr=0, psnr_foreground=0, normals_deg=0, ari=0, root_rotation_deg=0, root_translation=0)
+        return VideoScores(
+            "v", **rest, part_rotation_deg=own, part_translation=(), part_with_root_rotation_deg=with_root
+        )
+
+    nan = float("nan")
+    found = [
+        scores((90.0, 4.0, nan, 8.0), (90.0, 10.0, nan, 20.0)),  # of the root nothing counts, nor of what none covers
+        scores((1.0, nan), (1.0, nan)),
+        scores((1.0, 3.0), (1.0, 2.0)),
+    ]
+    own, with_root = parts.limb_rotations(found)
+    assert own == pytest.approx([6.0, nan, 3.0], nan_ok=True)
+    assert with_root == pytest.approx([15.0, nan, 2.0], nan_ok=True)

@@ -55,9 +55,7 @@ class ArticulationConfig:
     # The next ones are rendered in poses that are parameters of each video (see `tracks`), and then the predictor is
     # told those, as many times as there are images in `taught_images`, before it takes over.
     track_images: int = later(0)
-    track_rate: float = later(
-        1.0
-    )  # learning rate of the curves' coefficients, in radians and halves of the cube's edge
+    track_rate: float = later(1e-3)  # of the curves, which are in radians and in halves of the cube's edge
     track_harmonics: int = later(10)  # cosines that a curve is made of
     taught_images: int = later(0)
     taught_rate: float = later(1.0)  # share of the predictor's learning rate, at first; it falls to 0

@@ -42,6 +42,7 @@ class VideoScores:
     root_translation: float  # in the truth's units, half an edge of its cube
     part_rotation_deg: tuple[float, ...]  # of each true part, against the learned one that covers most of it
     part_translation: tuple[float, ...]
+    part_with_root_rotation_deg: tuple[float, ...]  # of each true part, against the learned one that covers the root
 
 
 def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
@@ -58,6 +59,13 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
     errors = [
         pose_errors(cameras[:, own], truth.poses[:, part]) if own >= 0 else None for part, own in enumerate(matches)
     ]
+    root = matches[ROOT]
+    with_root = tuple(
+        pose_errors(cameras[:, root], truth.poses[:, part]).rotation.median().item()
+        if root >= 0 <= own
+        else float("nan")
+        for part, own in enumerate(matches)
+    )
     rotation = tuple(e.rotation.median().item() if e else float("nan") for e in errors)
     translation = tuple(e.translation.median().item() if e else float("nan") for e in errors)
     return VideoScores(
@@ -71,6 +79,7 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
         translation[ROOT],
         rotation,
         translation,
+        with_root,
     )
 
 

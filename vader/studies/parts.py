@@ -3,6 +3,7 @@ with one part in the second or with all, and how much of the parts was there whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..articulation.animation import Animator, Clip, load_animator, palette
-from ..articulation.evaluation import part_labels
+from ..articulation.evaluation import ROOT, VideoScores, part_labels
 from ..articulation.one_part import rigid, single
 from ..articulation.poses import fixed_camera
 from ..articulation.regions import Division
@@ -51,6 +52,21 @@ def agreement(clip: Clip, truth: Truth) -> float:
     """Adjusted Rand index of a clip's parts and the true ones; 0 where they show nothing in common."""
     learned, true = part_labels(clip, truth)
     return adjusted_rand_index(learned, true) if len(true) else 0.0
+
+
+def limb_rotations(scores: Sequence[VideoScores]) -> tuple[list[float], list[float]]:
+    """Rotation errors in degrees of the true parts that hang on the root, means over those of a video that a learned
+    part covers: of that part's own pose, and of the root's, which they would have if nothing bent. NaN without any."""
+    own, with_root = [], []
+    for score in scores:
+        limbs = [
+            pair
+            for part, pair in enumerate(zip(score.part_rotation_deg, score.part_with_root_rotation_deg, strict=True))
+            if part != ROOT and all(map(math.isfinite, pair))
+        ]
+        for values, into in zip(zip(*limbs, strict=True) if limbs else ((), ()), (own, with_root), strict=True):
+            into.append(sum(values) / len(values) if values else math.nan)
+    return own, with_root
 
 
 def picture_rows(
