@@ -405,6 +405,19 @@ def test_what_the_predictor_is_taught_is_where_tracks_have_the_keypoints(data):
     assert error() < 0.7 * before
 
 
+def test_a_predictor_made_anew_has_its_own_width_and_the_keypoints_that_were_learned(data):
+    config = tiny_articulated(articulation=PHASES | dict(taught_channels=6))
+    one = rigid(config, 32)
+    start = articulated_run(one, data, "cpu")
+    task = Articulation(config, data, CPU, start)
+    widths = [PoseModel(c).predictor.hourglass.out_channels for c in (one, config)]
+    assert widths == [4 + 3, 6 + 3] and task.pose_model.predictor.hourglass.out_channels == widths[1]
+    keypoints = load_pose_model(start, one).keypoints.raw
+    assert torch.equal(task.pose_model.keypoints.raw, keypoints.expand(2, -1, -1))
+    run = articulated_run(config, data, "cpu")
+    assert load_pose_model(run, config).read(data[0].frames).shape == (8, 2, 3, 4)
+
+
 def test_an_interrupted_second_stage_keeps_its_tracks(data, monkeypatch, tmp_path):
     config = tiny_articulated(reconstruction=dict(images_seen=64), articulation=PHASES)
     whole = articulated_run(config, data, "cpu")
@@ -426,6 +439,7 @@ def test_phases_that_do_not_fit_are_refused(data):
     start = articulated_run(rigid(tiny_articulated(), 32), data, "cpu")
     for changes, message in (
         (dict(region_images=32, track_images=16, taught_images=24), "are 72 together, expected at most the 64 images"),
+        (dict(track_images=8, taught_channels=8), "taught_channels is 8 and taught_images 0, expected a new predictor"),
         (dict(taught_images=8), "taught_images is 8 and track_images 0, expected tracks to be taught"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -149,6 +149,10 @@ class Articulation:
             bool(settings.track_images) or not settings.taught_images,
             f"taught_images is {settings.taught_images} and track_images 0, expected tracks to be taught",
         )
+        require(
+            bool(settings.taught_images) or not settings.taught_channels,
+            f"taught_channels is {settings.taught_channels} and taught_images 0, expected a new predictor to be taught",
+        )
 
     def _phases(self) -> list[tuple[str, int]]:
         """What a second stage begins with, and for how many images each."""

@@ -58,6 +58,7 @@ class ArticulationConfig:
     track_rate: float = later(1e-3)  # of the curves, which are in radians and in halves of the cube's edge
     track_harmonics: int = later(10)  # cosines that a curve is made of
     taught_images: int = later(0)
+    taught_channels: int = later(0)  # of a predictor that is made anew to be told them; 0: the first stage's goes on
     taught_rate: float = later(1.0)  # share of the predictor's learning rate, at first; it falls to 0
     parts_rate: float = later(1.0)  # of decoder and embeddings
     parts_hourglass_rate: float = later(1.0)  # of the part of the predictor that all parts share
@@ -87,6 +88,7 @@ class ArticulationConfig:
             "region_images",
             "track_images",
             "taught_images",
+            "taught_channels",
         ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")

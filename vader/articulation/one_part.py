@@ -24,6 +24,7 @@ def rigid(config: Experiment, images: int) -> Experiment:
             region_weight=0.0,
             track_images=0,
             taught_images=0,
+            taught_channels=0,
             track_rate=1e-3,
             track_harmonics=10,
             taught_rate=1.0,
@@ -47,7 +48,8 @@ def single(config: Experiment) -> Experiment:
 
 @torch.no_grad()
 def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experiment) -> None:
-    """Copy a run with one part (`config`) into models of N_p parts: its heat maps and keypoints go to every part.
+    """Copy a run with one part (`config`) into models of N_p parts: its heat maps and keypoints go to every part, or
+    its keypoints alone where the predictor is made anew (`taught_channels`).
 
     So all parts start in that run's pose, and the picture is the one it had. The skinning logits keep the random
     weights they were made with: were they copies, too, equal parts would get equal gradients and stay equal.
@@ -61,4 +63,6 @@ def grow(model: Autodecoder, pose_model: PoseModel, start: Run, config: Experime
     state, parts = one_pose.state_dict(), pose_model.predictor.num_parts
     for name in ("predictor.head.weight", "predictor.head.bias", "keypoints.raw"):
         state[name] = state[name].repeat(parts, *(1,) * (state[name].ndim - 1))
+    if pose_model.renewed:
+        state = pose_model.state_dict() | {"keypoints.raw": state["keypoints.raw"]}
     pose_model.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,9 @@ class PoseModel(nn.Module):
         super().__init__()
         settings, parts = config.articulation, config.autodecoder.lbs_channels
         require(parts >= 1, "lbs_channels is 0, expected the number of parts N_p of an articulated subject")
+        self.renewed = settings.taught_channels > 0  # not the first stage's predictor
+        if self.renewed:
+            settings = dataclasses.replace(settings, predictor_channels=settings.taught_channels)
         self.predictor = KeypointPredictor(settings, parts)
         self.keypoints = CanonicalKeypoints(settings, parts)
         self.camera = fixed_camera(settings, settings.predictor_resolution)
