@@ -2,7 +2,8 @@
 
 One step shows a few frames of a few videos to the keypoint predictor, solves for poses, decodes each subject's volume
 and renders it in those poses. As in UVA [63] there is one part at first, then N_p that start as copies of it; each is
-a run of its own. Nothing but frames and masks is read.
+a run of its own, and the second one can begin with other kinds of steps (`phases`). Nothing but frames and masks is
+read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..runs import Run
 from ..storage import save_weights
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
 from .one_part import grow, rigid
+from .phases import DIVIDING, TEACHING, TRACKING, Phases
 from .pose_model import PoseModel, load_pose_model
 from .poses import fixed_camera, neutral
 from .regions import Division
@@ -34,7 +36,6 @@ from .tracks import Tracks
 if TYPE_CHECKING:
     from ..data import SequenceSet
 
-DIVIDING, TRACKING, TEACHING = "dividing", "tracking", "teaching"  # what a second stage begins with, in this order
 KEPT_WEIGHT = 200.0  # of the mean squared change of density and colour while parts are told where they start
 
 
@@ -81,7 +82,7 @@ class Articulation:
         self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
         self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
         self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
-        self._check_phases()
+        self.phases = Phases(config.articulation, self.total) if self.started else None
         h, w = self.masks.shape[1:]
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
         camera = fixed_camera(config.articulation, h)
@@ -130,43 +131,6 @@ class Articulation:
             shown = masks if settings.own_start else [self.masks]
             solids = torch.stack([inflated_silhouette(mask, camera, size) for mask in shown])
             self.solids = (size - 1) / 2 * solids.to(self.device)  # opaque per voxel
-
-    def _check_phases(self) -> None:
-        """A second stage shows pictures, and has time for all that it begins with."""
-        settings = self.config.articulation
-        if not self.started:
-            return
-        unseen, images = settings.region_images, sum(images for _, images in self._phases())
-        require(
-            unseen < self.total, f"region_images is {unseen}, expected fewer than the {self.total} images of the stage"
-        )
-        require(
-            images <= self.total,
-            f"region_images, track_images and taught_images are {images} together, expected at most the {self.total} "
-            "images of the stage",
-        )
-        require(
-            bool(settings.track_images) or not settings.taught_images,
-            f"taught_images is {settings.taught_images} and track_images 0, expected tracks to be taught",
-        )
-        require(
-            bool(settings.taught_images) or not settings.taught_channels,
-            f"taught_channels is {settings.taught_channels} and taught_images 0, expected a new predictor to be taught",
-        )
-
-    def _phases(self) -> list[tuple[str, int]]:
-        """What a second stage begins with, and for how many images each."""
-        settings = self.config.articulation
-        images = (settings.region_images, settings.track_images, settings.taught_images)
-        return list(zip((DIVIDING, TRACKING, TEACHING), images, strict=True))
-
-    def _phase(self, clock: int) -> tuple[str | None, float]:
-        """The phase that a second stage is in and the share of it that is over; None once poses are predicted."""
-        for name, images in self._phases() if self.started else ():
-            if clock < images:
-                return name, clock / images
-            clock -= images
-        return None, 0.0
 
     @torch.no_grad()
     def _prepare_parts(self, start: Run, camera: Cameras) -> None:
@@ -255,7 +219,7 @@ class Articulation:
         would be several times the rate. The loop sets the rate anew for each step.
         """
         settings = self.config.articulation
-        unseen = sum(images for _, images in self._phases()) if self.started else settings.neutral_images
+        unseen = self.phases.images if self.phases else settings.neutral_images
         warmup, since = settings.predictor_warmup_images, clock - unseen
         if not 0 <= since < warmup:
             return
@@ -268,7 +232,7 @@ class Articulation:
     def step(self, clock: int) -> dict[str, Tensor]:
         settings, articulation = self.settings, self.config.articulation
         objects, frames = self.draw(clock)
-        phase, over = self._phase(clock)
+        phase, over = self.phases.at(clock) if self.phases else (None, 0.0)
         if phase == DIVIDING:
             return self._divide(objects, over)
         if phase == TEACHING:

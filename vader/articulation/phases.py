@@ -1,0 +1,44 @@
+"""What a second stage begins with, before poses are predicted from pictures (see `regions` and `tracks`).
+
+First the skinning weights are told where parts start (`region_images`), then poses are found as curves over each video
+(`track_images`), then the predictor is told those (`taught_images`). Each is optional, and takes its images of the
+stage's clock.
+"""
+
+from __future__ import annotations
+
+from ..checks import require
+from .config import ArticulationConfig
+
+DIVIDING, TRACKING, TEACHING = "dividing", "tracking", "teaching"
+
+
+class Phases:
+    """The phases of a stage of `total` images. Raises ConfigError where they do not fit into it or together."""
+
+    def __init__(self, settings: ArticulationConfig, total: int):
+        divided, tracked, taught = settings.region_images, settings.track_images, settings.taught_images
+        self._images = {DIVIDING: divided, TRACKING: tracked, TEACHING: taught}
+        self.images = sum(self._images.values())
+        require(divided < total, f"region_images is {divided}, expected fewer than the {total} images of the stage")
+        require(
+            self.images <= total,
+            f"region_images, track_images and taught_images are {self.images} together, expected at most the {total} "
+            "images of the stage",
+        )
+        require(
+            bool(tracked) or not taught, f"taught_images is {taught} and track_images 0, expected tracks to be taught"
+        )
+        new = settings.taught_channels
+        require(
+            bool(taught) or not new,
+            f"taught_channels is {new} and taught_images 0, expected a new predictor to be taught",
+        )
+
+    def at(self, clock: int) -> tuple[str | None, float]:
+        """The phase after `clock` images and the share of it that is over; None once poses are predicted."""
+        for name, images in self._images.items():
+            if clock < images:
+                return name, clock / images
+            clock -= images
+        return None, 0.0
