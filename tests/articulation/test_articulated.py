@@ -388,7 +388,10 @@ def test_what_the_predictor_is_taught_is_where_tracks_have_the_keypoints(data):
     config = tiny_articulated(reconstruction=dict(images_seen=400), articulation=PHASES | dict(taught_images=368))
     task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
     with torch.no_grad():
-        task.tracks.coefficients[:, :, 3, 0] = 0.1  # everything stands 0.1 further to the right than it was read
+        task.tracks.coefficients[0::2, :, 3, 0] = (
+            0.2  # of every other video, everything stands further to the right than
+        )
+        task.tracks.coefficients[1::2, :, 3, 0] = -0.2  # it was read, of the others further to the left
 
     def error():
         with torch.no_grad():

@@ -82,3 +82,19 @@ def test_shifts_put_a_solid_where_the_mask_is():
     poses = torch.cat([neutral(2)[..., :3], shifts[:, :, None]], dim=-1)
     seen = project(poses[:, None], torch.zeros(1, 1, 3), CAMERA)[:, 0, 0]
     torch.testing.assert_close(32 * (seen[1] - seen[0]), torch.tensor([14.0, -6.0]), atol=1e-3, rtol=0)
+
+
+def test_what_swings_far_does_not_count_for_symmetry_where_asked():
+    """A body whose stripe moves to the side, with an arm that is up on one side in the frames from the front only."""
+    frames, masks = torch.zeros(6, 16, 16, 3, dtype=torch.uint8), torch.zeros(6, 16, 16, dtype=torch.uint8)
+    masks[:, 2:14, 5:11] = 255
+    frames[:, 2:14, 5:11] = 100
+    for k in range(6):
+        stripe = 7 if k < 2 else 5
+        frames[k, 2:14, stripe : stripe + 2] = 250
+    for k in range(2):
+        masks[k, 3:9, 11:16], frames[k, 3:9, 11:16] = 255, 180
+    everything, core = asymmetry(frames, masks), asymmetry(frames, masks, 0.9)
+    assert everything[:2].min() > everything[2:].max(), "the arm outweighs the stripe"
+    assert core[:2].max() < 0.01 and core[2:].min() > 0.05
+    torch.testing.assert_close(core[2:], everything[2:])
