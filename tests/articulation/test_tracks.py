@@ -20,12 +20,12 @@ def turned(*vector: float) -> torch.Tensor:
 
 
 ROOTS = [torch.stack([turned(0, 0.1 * k, 0.2) for k in range(n)]) for n in (6, 4)]
-MIDDLES = torch.tensor([[[0.3, 0.2, -0.1], [0.0, -0.5, 0.0]], [[0.0, 0.0, 0.0], [0.4, 0.1, 0.2]]])
+CENTROIDS = torch.tensor([[[0.3, 0.2, -0.1], [0.0, -0.5, 0.0]], [[0.0, 0.0, 0.0], [0.4, 0.1, 0.2]]])
 FRAMES = torch.tensor([[0, 5], [3, 1]])
 
 
 def test_parts_start_where_the_whole_subject_is():
-    tracks = Tracks(ROOTS, MIDDLES, 3)
+    tracks = Tracks(ROOTS, CENTROIDS, 3)
     poses = tracks(torch.tensor([0, 1]), FRAMES)
     for i, frames in enumerate(FRAMES):
         for j, frame in enumerate(frames):
@@ -35,7 +35,7 @@ def test_parts_start_where_the_whole_subject_is():
 
 
 def test_a_part_turns_about_its_middle_and_is_shifted_across_the_picture_only():
-    tracks = Tracks(ROOTS, MIDDLES, 2)
+    tracks = Tracks(ROOTS, CENTROIDS, 2)
     with torch.no_grad():
         tracks.coefficients[0, 0, :3, 0] = torch.tensor([0.2, -0.4, 0.7])
         tracks.coefficients[0, 1, 3:, 0] = torch.tensor([0.15, -0.05])
@@ -44,7 +44,7 @@ def test_a_part_turns_about_its_middle_and_is_shifted_across_the_picture_only():
     for frame, pose in zip(FRAMES[0], poses, strict=True):
         root = ROOTS[0][frame]
         torch.testing.assert_close(pose[0, :, :3], root[:, :3] @ expected)
-        middle = MIDDLES[0, 0][None]
+        middle = CENTROIDS[0, 0][None]
         torch.testing.assert_close(transform(pose[0], middle), transform(root, middle))
         point = torch.tensor([[0.3, 0.1, 0.2]])
         moved = transform(root, point + torch.tensor([0.15, -0.05, 0.0]))
@@ -56,7 +56,7 @@ def test_a_part_turns_about_its_middle_and_is_shifted_across_the_picture_only():
 
 def test_curves_are_cosines_of_a_video_s_own_length():
     """Against scipy's inverse cosine transform, for videos of 6 and of 4 frames."""
-    tracks, generator = Tracks(ROOTS, MIDDLES, 3), torch.Generator().manual_seed(0)
+    tracks, generator = Tracks(ROOTS, CENTROIDS, 3), torch.Generator().manual_seed(0)
     with torch.no_grad():
         tracks.coefficients[:, :, 3:].normal_(generator=generator)
     for video, length in enumerate((6, 4)):

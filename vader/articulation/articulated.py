@@ -137,17 +137,17 @@ class Articulation:
         """Where parts start in the volumes of the run that this one goes on from, and the poses that they start in."""
         settings, parts = self.config.articulation, self.config.autodecoder.lbs_channels
         objects = torch.arange(len(self.keys), device=self.device)
-        middles = torch.zeros(len(objects), parts, 3, device=self.device)
+        centroids = torch.zeros(len(objects), parts, 3, device=self.device)
         if settings.region_images or settings.region_weight:
             self.model.eval()
             volumes = torch.cat([self.model(chunk)[:, :4].float() for chunk in objects.split(1)])
             self.model.train()
             self.division = Division(volumes, parts, camera, self.settings.num_samples)
-            middles = self.division.middles(parts)
+            centroids = self.division.centroids(parts)
         if settings.track_images:
             one = load_pose_model(start, rigid(self.config, settings.rigid_images), self.device)
             roots = [one.read(frames)[:, 0] for frames in self.frames.split(self.counts.tolist())]
-            self.tracks = Tracks(roots, middles, settings.track_harmonics).to(self.device)
+            self.tracks = Tracks(roots, centroids, settings.track_harmonics).to(self.device)
 
     def _divide(self, objects: Tensor, over: float) -> dict[str, Tensor]:
         """A step that teaches the skinning weights where parts start and leaves the rest of the volume as it was.

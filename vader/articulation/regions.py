@@ -43,11 +43,9 @@ class Division:
         self.labels = torch.stack([regions(*pair, camera, size) for pair in divided]).to(device)
         self.within = torch.stack([within(silhouette, camera, size) for silhouette in silhouettes]).to(device)
 
-    def middles(self, parts: int) -> Tensor:
+    def centroids(self, parts: int) -> Tensor:
         """Of the dense voxels of each part where it starts, (n, p, 3); the origin for a part that has none."""
-        axis = torch.linspace(-1, 1, self.labels.shape[-1], device=self.labels.device)
-        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-        points = torch.stack([x, y, z], dim=-1).view(-1, 3)
+        points = _voxels(self.labels.shape[-1]).to(self.labels.device)
         owned = F.one_hot(self.labels.flatten(1).long(), parts) * (self.volumes[:, 0] > 0).flatten(1)[..., None]
         return owned.float().mT @ points / owned.sum(1).clamp_min(1)[..., None]
 
@@ -124,6 +122,11 @@ def within(silhouette: Tensor, camera: Cameras, resolution: int) -> Tensor:
 
 def _seen(camera: Cameras, resolution: int) -> Tensor:
     """Where `camera` sees the voxels in the neutral pose, (S^3, 2)."""
+    return project(neutral(1), _voxels(resolution)[None], camera).view(-1, 2)
+
+
+def _voxels(resolution: int) -> Tensor:
+    """x, y and z of a volume's voxels, (S^3, 3)."""
     axis = torch.linspace(-1, 1, resolution)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    return project(neutral(1), torch.stack([x, y, z], dim=-1).view(1, -1, 3), camera).view(-1, 2)
+    return torch.stack([x, y, z], dim=-1).view(-1, 3)

@@ -3,7 +3,7 @@
 A predictor that all parts and subjects share takes thousands of steps to tell where a limb is even if it is told, and
 many times that from what a step's pictures say about a limb of few pixels. So a second stage can begin with poses that
 are parameters of each video, as its embedding is: a part is where the first stage's model has the whole subject, turned
-about the part's own middle and shifted across the picture. Shifts along the camera's axis are left out, since a narrow
+about the part's own centroid and shifted across the picture. Shifts along the camera's axis are left out: a narrow
 camera does not see them. Motion is smooth, and a few cosines of time say it: every frame of a video is evidence for
 each of them. Held-out frames and other videos have no curves; for them there is only what the predictor has learned.
 UVA [63] has nothing like it, and trains far longer.
@@ -25,18 +25,18 @@ TURNS, SHIFTS = 3, 2  # of a part in a frame: a rotation vector in radians, and 
 class Tracks(nn.Module):
     """Poses of the parts in the training frames of videos, which start as `roots` say."""
 
-    def __init__(self, roots: Sequence[Tensor], middles: Tensor, harmonics: int):
+    def __init__(self, roots: Sequence[Tensor], centroids: Tensor, harmonics: int):
         """roots: poses (t_i, 3, 4) of the whole subject in each training frame of each of n videos.
-        middles: (n, p, 3) what parts turn about, in the canonical cube.
+        centroids: (n, p, 3) what parts turn about, in the canonical cube.
         harmonics: cosines of a curve, of 0 to (harmonics - 1) / 2 cycles in a video."""
         super().__init__()
-        n, parts, _ = middles.shape
+        n, parts, _ = centroids.shape
         lengths = torch.tensor([len(video) for video in roots])
         whole = torch.zeros(n, int(lengths.max()), 3, 4)
         for into, video in zip(whole, roots, strict=True):
             into[: len(video)] = video
         self.coefficients = nn.Parameter(torch.zeros(n, parts, TURNS + SHIFTS, harmonics))
-        for name, values in (("roots", whole), ("middles", middles), ("lengths", lengths)):
+        for name, values in (("roots", whole), ("centroids", centroids), ("lengths", lengths)):
             self.register_buffer(name, values, persistent=False)  # made anew from the first stage's run
 
     def forward(self, videos: Tensor, frames: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class Tracks(nn.Module):
         phase = (frames + 0.5) / self.lengths[videos, None]
         values = torch.einsum("bpck,bvk->bvpc", self.coefficients[videos], (math.pi * phase[..., None] * waves).cos())
         turns, shifts = values.split([TURNS, SHIFTS], dim=-1)
-        rotation, middles = rotation_matrices(turns), self.middles[videos, None]
-        shift = middles - (rotation @ middles[..., None])[..., 0]
+        rotation, centroids = rotation_matrices(turns), self.centroids[videos, None]
+        shift = centroids - (rotation @ centroids[..., None])[..., 0]
         shift = shift + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
         own = torch.cat([rotation, shift[..., None]], dim=-1)
         return compose(self.roots[videos[:, None], frames][:, :, None], own)

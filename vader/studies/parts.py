@@ -59,13 +59,11 @@ def limb_rotations(scores: Sequence[VideoScores]) -> tuple[list[float], list[flo
     part covers: of that part's own pose, and of the root's, which they would have if nothing bent. NaN without any."""
     own, with_root = [], []
     for score in scores:
-        limbs = [
-            pair
-            for part, pair in enumerate(zip(score.part_rotation_deg, score.part_with_root_rotation_deg, strict=True))
-            if part != ROOT and all(map(math.isfinite, pair))
-        ]
-        for values, into in zip(zip(*limbs, strict=True) if limbs else ((), ()), (own, with_root), strict=True):
-            into.append(sum(values) / len(values) if values else math.nan)
+        pairs = list(zip(score.part_rotation_deg, score.part_with_root_rotation_deg, strict=True))
+        del pairs[ROOT]
+        errors = torch.tensor([pair for pair in pairs if all(map(math.isfinite, pair))]).view(-1, 2)
+        for value, into in zip(errors.mean(0).tolist(), (own, with_root), strict=True):  # NaN for the mean of none
+            into.append(value)
     return own, with_root
 
 
