@@ -18,10 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +38,7 @@ from ..report import decide, seed_interval
 from ..runs import Paused, Run
 from ..storage import read_weights, save_weights
 from ..training import PAUSED, autodecoder_run, diffusion_run, select_device
-from ..training.process import sigterm_noted
+from ..training.process import in_processes
 
 Measurements = dict[str, Tensor]  # of one training, by quantity
 
@@ -58,7 +55,6 @@ class Sweep:
     measure: Callable[[Sweep, Experiment, SequenceSet, str, float | None], Measurements]  # trains what is missing
 
 
-POLL_SECONDS = 0.5  # between looks at whether a sweep in processes was told to stop
 SEEDS = {"smoke": 2, "laptop": 3}  # of training, from the first one on
 
 
@@ -265,7 +261,7 @@ def table(
         deadline = None if max_seconds is None else time.time() + max_seconds
         waiting = [(sweep, *job, file, device, deadline) for job, file in files.items() if not file.exists()]
         if workers > 1:
-            _in_processes(waiting, data, workers)
+            in_processes(_work, waiting, workers, _open, (data.folder,))
         else:
             _in_turn(waiting, data)
         record.save()
@@ -321,31 +317,6 @@ def _in_turn(jobs: list[tuple], data: SequenceSet) -> None:
     for job in jobs:
         if _measure(data, *job) is not None:
             return
-
-
-def _in_processes(jobs: list[tuple], data: SequenceSet, workers: int) -> None:
-    """Do the jobs in processes. SIGTERM is passed on to them: trainings stop at a checkpoint, nothing else is begun."""
-    size = min(workers, max(1, len(jobs)))
-    stopping = False
-    with (
-        sigterm_noted() as told_to_stop,
-        ProcessPoolExecutor(size, get_context("spawn"), _open, (data.folder,)) as pool,
-    ):
-        waiting = {pool.submit(_work, job) for job in jobs}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                if told_to_stop and not stopping:
-                    stopping = True
-                    waiting = {future for future in waiting if not future.cancel()}
-                    for process in active_children():
-                        process.terminate()
-                for future in done:
-                    future.result()
-        except BaseException as error:
-            pool.shutdown(cancel_futures=True)  # what is being trained goes on to its next checkpoint or end
-            if not (stopping and isinstance(error, BrokenProcessPool)):  # a process that was told while it started
-                raise
 
 
 def main(arguments: list[str] | None = None) -> int:

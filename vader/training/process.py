@@ -1,4 +1,4 @@
-"""What a training asks of its process: to keep the memory that it frees, and to note SIGTERM."""
+"""What a training asks of its process: to keep freed memory, to note SIGTERM, and to pass it on to workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import ctypes
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from typing import Any
+
+POLL_SECONDS = 0.5  # between looks at whether processes were told to stop
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -42,3 +48,33 @@ def sigterm_noted() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def in_processes(
+    work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, open_worker: Callable[..., None], arguments: tuple
+) -> None:
+    """Do `work(job)` for all jobs in new processes, each of which calls `open_worker(*arguments)` first.
+
+    SIGTERM is passed on to them: trainings stop at a checkpoint, nothing else is begun. Raises what a job raises.
+    """
+    size = min(workers, max(1, len(jobs)))
+    stopping = False
+    with (
+        sigterm_noted() as told_to_stop,
+        ProcessPoolExecutor(size, get_context("spawn"), open_worker, arguments) as pool,
+    ):
+        waiting = {pool.submit(work, job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                if told_to_stop and not stopping:
+                    stopping = True
+                    waiting = {future for future in waiting if not future.cancel()}
+                    for process in active_children():
+                        process.terminate()
+                for future in done:
+                    future.result()
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)  # what is being trained goes on to its next checkpoint or end
+            if not (stopping and isinstance(error, BrokenProcessPool)):  # a process that was told while it started
+                raise
