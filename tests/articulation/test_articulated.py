@@ -425,6 +425,40 @@ def test_a_predictor_made_anew_has_its_own_width_and_the_keypoints_that_were_lea
     assert load_pose_model(run, config).read(data[0].frames).shape == (8, 2, 3, 4)
 
 
+def test_a_step_of_teaching_can_draw_frames_of_its_own_from_all_videos(data):
+    config = tiny_articulated(
+        reconstruction=dict(images_seen=400), articulation=PHASES | dict(taught_images=368, taught_frames=6)
+    )
+    task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
+    drawn, find = [], task._tracked
+    task._tracked = lambda objects, frames: drawn.append((objects, frames)) or find(objects, frames)
+    for clock in range(32, 400, task.per_step):
+        torch.manual_seed(clock)
+        assert task.step(clock).keys() == {"loss", "taught"}
+    objects, frames = (torch.cat(x) for x in zip(*drawn, strict=True))
+    assert frames.shape == (6 * len(drawn), 1) and len(drawn) > 50
+    assert len(torch.unique(objects)) == len(task.keys)
+    within = frames[:, 0] - task.first[objects]
+    assert all(set(within[objects == k].tolist()) == set(range(task.counts[k])) for k in range(len(task.keys)))
+
+
+def test_keypoints_that_are_taught_can_be_gathered_where_parts_start(data):
+    config = tiny_articulated(articulation=PHASES | dict(taught_channels=4, taught_extent=0.5, refine_steps=3))
+    one = rigid(config, 32)
+    start = articulated_run(one, data, "cpu")
+    task = Articulation(config, data, CPU, start)
+    before, after = load_pose_model(start, one).keypoints(), task.pose_model.keypoints()
+    for part in range(2):
+        there = [x for x in task.tracks.centroids[:, part] if x.abs().max() > 0]
+        centre = torch.stack(there).mean(0) if there else torch.zeros(3)
+        torch.testing.assert_close(after[part], centre + 0.5 * before[0], atol=1e-5, rtol=0)
+    assert not torch.equal(after[0], after[1])
+    alone = Articulation(single(config), data, CPU, start)
+    assert torch.equal(alone.pose_model.keypoints.raw, load_pose_model(start, one).keypoints.raw)
+    run = articulated_run(config, data, "cpu")
+    assert load_pose_model(run, config).read(data[0].frames).shape == (8, 2, 3, 4)
+
+
 def test_an_interrupted_second_stage_keeps_its_tracks(data, monkeypatch, tmp_path):
     config = tiny_articulated(reconstruction=dict(images_seen=64), articulation=PHASES)
     whole = articulated_run(config, data, "cpu")
@@ -447,6 +481,7 @@ def test_phases_that_do_not_fit_are_refused(data):
     for changes, message in (
         (dict(region_images=32, track_images=16, taught_images=24), "are 72 together, expected at most the 64 images"),
         (dict(track_images=8, taught_channels=8), "taught_channels is 8 and taught_images 0, expected a new predictor"),
+        (dict(track_images=8, taught_extent=0.5), "taught_extent is 0.5 and taught_images 0, expected keypoints"),
         (dict(taught_images=8), "taught_images is 8 and track_images 0, expected tracks to be taught"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -454,6 +489,10 @@ def test_phases_that_do_not_fit_are_refused(data):
     for changes, message in (
         (dict(track_harmonics=0), "track_harmonics is 0, expected at least 1"),
         (dict(track_rate=0.0), "track_rate is 0, expected a positive number"),
+        (dict(track_roll=0.0), "track_roll is 0, expected a positive number"),
+        (dict(taught_extent=0.0), "taught_extent is 0, expected a positive number"),
+        (dict(taught_frames=-1), "taught_frames is -1, expected 0 or more"),
+        (dict(refine_steps=-1), "refine_steps is -1, expected 0 or more"),
         (dict(symmetry_share=1.0), r"symmetry_share is 1, expected it in \[0, 1\)"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -549,12 +588,16 @@ def test_the_stage_with_one_part_has_its_own_settings():
             taught_images=5,
             track_harmonics=3,
             track_rate=0.1,
+            track_roll=2.0,
             taught_rate=2.0,
+            taught_frames=3,
+            taught_extent=0.5,
+            refine_steps=4,
         ),
     )
     assert rigid(others, 100) == one, "what only ten parts have decides nothing about one"
     stored = plain(rigid(experiment("laptop", "puppets").replace(articulation=PHASES), 100))["articulation"]
-    assert not [name for name in stored if name.startswith(("track", "taught", "region", "parts_"))], (
+    assert not [name for name in stored if name.startswith(("track", "taught", "refine", "region", "parts_"))], (
         "as before they were"
     )
     uva = rigid(experiment("paper", "celebv_text"), 100).articulation

@@ -9,9 +9,9 @@ from scipy.fft import dct
 from scipy.spatial.transform import Rotation
 
 from vader.articulation.config import ArticulationConfig
-from vader.articulation.poses import fixed_camera, neutral, transform
+from vader.articulation.poses import fixed_camera, neutral, rotation_matrices, transform
 from vader.articulation.skinning import render_posed
-from vader.articulation.tracks import Tracks, rotation_matrices
+from vader.articulation.tracks import Tracks
 
 
 def turned(*vector: float) -> torch.Tensor:
@@ -52,6 +52,16 @@ def test_a_part_turns_about_its_middle_and_is_shifted_across_the_picture_only():
     with torch.no_grad():
         tracks.coefficients.zero_()
     torch.testing.assert_close(tracks(torch.tensor([1]), FRAMES[1:])[0, 0, 1], ROOTS[1][3])
+
+
+def test_turns_across_the_picture_are_counted_in_units_of_their_own():
+    plain, rolling = (Tracks(ROOTS, CENTROIDS, 2, *more) for more in ((), (4.0,)))
+    with torch.no_grad():
+        plain.coefficients.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+        rolling.coefficients.copy_(plain.coefficients)
+        rolling.coefficients[:, :, 2] /= 4
+    assert list(rolling.state_dict()) == ["coefficients"]
+    torch.testing.assert_close(*(tracks(torch.tensor([0, 1]), FRAMES) for tracks in (plain, rolling)))
 
 
 def test_curves_are_cosines_of_a_video_s_own_length():

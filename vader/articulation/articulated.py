@@ -147,7 +147,12 @@ class Articulation:
         if settings.track_images:
             one = load_pose_model(start, rigid(self.config, settings.rigid_images), self.device)
             roots = [one.read(frames)[:, 0] for frames in self.frames.split(self.counts.tolist())]
-            self.tracks = Tracks(roots, centroids, settings.track_harmonics).to(self.device)
+            tracks = Tracks(roots, centroids, settings.track_harmonics, settings.track_roll)
+            self.tracks = tracks.to(self.device)
+        if settings.taught_extent != 1:
+            there = (centroids != 0).any(-1, keepdim=True)
+            centres = (there * centroids).sum(0) / there.sum(0).clamp_min(1)
+            self.pose_model.keypoints.gather_around(centres, settings.taught_extent)
 
     def _divide(self, objects: Tensor, over: float) -> dict[str, Tensor]:
         """A step that teaches the skinning weights where parts start and leaves the rest of the volume as it was.
@@ -176,10 +181,13 @@ class Articulation:
         settings = self.config.articulation
         for group in self.optimizer.param_groups[2:4]:
             group["lr"] = settings.taught_rate * settings.predictor_learning_rate * (1 - over)
+        if settings.taught_frames:
+            objects = torch.randint(len(self.keys), (settings.taught_frames,))
+            frames = self.first[objects] + (torch.rand(len(objects)) * self.counts[objects]).long()
+            objects, frames = objects.to(self.device), frames[:, None].to(self.device)
         target = self.frames[frames].flatten(0, 1).float() / 255
         with torch.no_grad():
-            poses = self._tracked(objects, frames)
-            told = self.pose_model.project(poses)
+            told = self.pose_model.project(self._tracked(objects, frames))
         loss = projection_loss(self.pose_model.predictor(target), told)
         loss.backward()
         return {"loss": loss.detach(), "taught": loss.detach()}

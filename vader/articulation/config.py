@@ -57,9 +57,13 @@ class ArticulationConfig:
     track_images: int = later(0)
     track_rate: float = later(1e-3)  # of the curves, which are in radians and in halves of the cube's edge
     track_harmonics: int = later(10)  # cosines that a curve is made of
+    track_roll: float = later(1.0)  # times that rate for turns across the picture, which pictures tell best
     taught_images: int = later(0)
     taught_channels: int = later(0)  # of a predictor that is made anew to be told them; 0: the first stage's goes on
     taught_rate: float = later(1.0)  # share of the predictor's learning rate, at first; it falls to 0
+    taught_frames: int = later(0)  # in a step, each of a video drawn for it; 0: the frames that a step would show
+    taught_extent: float = later(1.0)  # of a part's 3D keypoints then, drawn together around where parts start
+    refine_steps: int = later(0)  # of Gauss-Newton after EPnP, which noise on keypoints close together misleads
     parts_rate: float = later(1.0)  # of decoder and embeddings
     parts_hourglass_rate: float = later(1.0)  # of the part of the predictor that all parts share
     parts_heads_rate: float = later(1.0)  # of its heat maps, and of the 3D keypoints
@@ -75,7 +79,7 @@ class ArticulationConfig:
             f"predictor_resolution {self.predictor_resolution} cannot be halved {self.predictor_blocks} times",
         )
         positive = ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate")
-        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate", "track_rate", "taught_rate"):
+        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate", "track_rate", "track_roll", "taught_rate", "taught_extent"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
         terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region")
@@ -89,6 +93,8 @@ class ArticulationConfig:
             "track_images",
             "taught_images",
             "taught_channels",
+            "taught_frames",
+            "refine_steps",
         ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from .config import ArticulationConfig
 
+BORDER = 0.98  # of the visible part of the cube, where keypoints end up that are moved out of it
+
 
 class DownBlock(nn.Sequential):
     """Convolution -> batch norm -> ReLU -> mean over 2x2: (n, c_in, r, r) -> (n, c_out, r/2, r/2)."""
@@ -106,3 +108,10 @@ class CanonicalKeypoints(nn.Module):
     def forward(self) -> Tensor:
         """(N_p, N_k, 3)."""
         return self.extent * (2 * self.raw.sigmoid() - 1)
+
+    @torch.no_grad()
+    def gather_around(self, centres: Tensor, extent: float) -> None:
+        """Shrink the keypoints of each part by `extent` and move them, so that `centres` (N_p, 3) are where the cube's
+        centre was. What would leave the visible part of the cube stays at its border."""
+        points = (centres[:, None] + extent * self()) / self.extent
+        self.raw.copy_((points.clamp(-BORDER, BORDER) / 2 + 0.5).logit())

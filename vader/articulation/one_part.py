@@ -27,7 +27,11 @@ def rigid(config: Experiment, images: int) -> Experiment:
             taught_channels=0,
             track_rate=1e-3,
             track_harmonics=10,
+            track_roll=1.0,
             taught_rate=1.0,
+            taught_frames=0,
+            taught_extent=1.0,
+            refine_steps=0,
             parts_rate=1.0,
             parts_hourglass_rate=1.0,
             parts_heads_rate=1.0,
@@ -42,7 +46,7 @@ def single(config: Experiment) -> Experiment:
     """The same two stages with one part in the second, too: what N_p parts on the same budget are compared with."""
     return config.replace(
         autodecoder=dict(lbs_channels=1, lbs_skips=False, lbs_scale=1.0),
-        articulation=dict(region_images=0, region_weight=0.0),
+        articulation=dict(region_images=0, region_weight=0.0, taught_extent=1.0),
     )
 
 

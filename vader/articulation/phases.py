@@ -29,6 +29,11 @@ class Phases:
         require(
             bool(tracked) or not taught, f"taught_images is {taught} and track_images 0, expected tracks to be taught"
         )
+        extent = settings.taught_extent
+        require(
+            bool(taught) or extent == 1,
+            f"taught_extent is {extent:g} and taught_images 0, expected keypoints that are drawn together to be taught",
+        )
         new = settings.taught_channels
         require(
             bool(taught) or not new,

@@ -14,6 +14,7 @@ from ..runs import Run
 from ..storage import load_weights
 from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .poses import Guard, PoseError, fixed_camera, project, solve_poses
+from .refinement import at_distance, refine_poses
 
 FRAMES_AT_ONCE = 64  # of a video, when its poses are read
 
@@ -28,12 +29,16 @@ class Poses:
 
 
 class PoseModel(nn.Module):
-    """Images (n, h, w, 3) in [0, 1] -> poses: K^2D predicted, K^3D learned, EPnP between them (B.1)."""
+    """Images (n, h, w, 3) in [0, 1] -> poses: K^2D predicted, K^3D learned, EPnP between them (B.1).
+
+    With `refine_steps`, EPnP solves for the subject as a whole, and each part's pose is refined from there.
+    """
 
     def __init__(self, config: Experiment):
         super().__init__()
         settings, parts = config.articulation, config.autodecoder.lbs_channels
         require(parts >= 1, "lbs_channels is 0, expected the number of parts N_p of an articulated subject")
+        self.refine_steps = settings.refine_steps
         self.renewed = settings.taught_channels > 0  # not the first stage's predictor
         if self.renewed:
             settings = dataclasses.replace(settings, predictor_channels=settings.taught_channels)
@@ -45,8 +50,19 @@ class PoseModel(nn.Module):
         points2d = self.predictor(images)
         n, p, k, _ = points2d.shape
         points3d = self.keypoints().expand(n, p, k, 3)
-        poses, guard = solve_poses(points3d.flatten(0, 1), points2d.flatten(0, 1), self.camera)
+        problems = points3d.flatten(0, 1), points2d.flatten(0, 1)
+        if self.refine_steps:
+            start = self._whole(points3d.flatten(1, 2), points2d.flatten(1, 2))[:, None].expand(n, p, 3, 4)
+            poses, guard = refine_poses(*problems, self.camera, start.flatten(0, 1), self.refine_steps)
+        else:
+            poses, guard = solve_poses(*problems, self.camera)
         return Poses(poses.view(n, p, 3, 4), points2d, guard)
+
+    @torch.no_grad()
+    def _whole(self, points3d: Tensor, points2d: Tensor) -> Tensor:
+        """Poses (n, 3, 4) of n subjects as if all keypoints, (n, p k, 3) and (n, p k, 2), were of one part."""
+        start = at_distance(solve_poses(points3d, points2d, self.camera)[0], self.camera)
+        return refine_poses(points3d, points2d, self.camera, start, self.refine_steps)[0]
 
     def project(self, poses: Tensor) -> Tensor:
         """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""

@@ -101,12 +101,18 @@ class Guard:
     def clipped(self) -> int:
         return int(self._scaled.sum())
 
-    def note(self, gradient: Tensor) -> None:
-        """Hook on the poses (m, 3, 4)."""
+    def watch(self, poses: Tensor, *points: Tensor) -> None:
+        """Clean the gradients that go from poses (m, 3, 4) to points (m, k, d)."""
+        if poses.requires_grad:
+            poses.register_hook(self._note)
+        for tensor in points:
+            if tensor.requires_grad:
+                tensor.register_hook(self._clean)
+
+    def _note(self, gradient: Tensor) -> None:
         self._incoming = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
 
-    def clean(self, gradient: Tensor) -> Tensor:
-        """Hook on points (m, k, d)."""
+    def _clean(self, gradient: Tensor) -> Tensor:
         finite = torch.isfinite(gradient).flatten(1).all(1)
         gradient = torch.where(finite[:, None, None], gradient, torch.zeros_like(gradient))
         norm, bound = torch.linalg.vector_norm(gradient.flatten(1), dim=1), MAX_GAIN * self._incoming
@@ -138,8 +144,8 @@ def solve_poses(
     Raises:
         PoseError: shapes that do not fit.
     """
-    _check_problems(points3d, points2d, weights)
-    usable = _solvable(points3d.detach(), points2d.detach(), weights)
+    check_problems(points3d, points2d, weights)
+    usable = solvable(points3d.detach(), points2d.detach(), weights)
 
     # A refused problem is replaced by one that is solved by the neutral pose: a cube of corners, as the camera sees it.
     k = points2d.shape[1]
@@ -154,13 +160,21 @@ def solve_poses(
     poses = compose(from_camera, _efficient_pnp(x, half_width(camera) * y, w))
     usable = usable & torch.isfinite(poses.detach()).flatten(1).all(1)
     guard = Guard(usable)
-    if poses.requires_grad:
-        poses.register_hook(guard.note)
-    for tensor in (x, y):
-        if tensor.requires_grad:
-            tensor.register_hook(guard.clean)
+    guard.watch(poses, x, y)
     substitute = neutral(len(poses), device=poses.device, dtype=poses.dtype)
     return torch.where(usable[:, None, None], poses, substitute).to(points2d.dtype), guard
+
+
+def cross_matrices(vectors: Tensor) -> Tensor:
+    """[v]x (..., 3, 3) of vectors (..., 3): [v]x w = v x w."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+
+
+def rotation_matrices(vectors: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by |vector| radians about vectors (..., 3); differentiable at 0, too."""
+    return torch.linalg.matrix_exp(cross_matrices(vectors))
 
 
 def _efficient_pnp(x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
@@ -177,7 +191,7 @@ def _efficient_pnp(x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
     return torch.cat([solution.R.mT, solution.T[..., None]], dim=-1)  # its R multiplies row vectors
 
 
-def _solvable(points3d: Tensor, points2d: Tensor, weights: Tensor | None) -> Tensor:
+def solvable(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> Tensor:
     """Which problems (m,) are fit for the solver, whose decompositions raise on NaN and have no gradient on a point."""
     finite = torch.isfinite(points3d).flatten(1).all(1) & torch.isfinite(points2d).flatten(1).all(1)
     share = torch.full(points2d.shape[:2], 1 / points2d.shape[1], dtype=torch.float64, device=points2d.device)
@@ -193,7 +207,8 @@ def _solvable(points3d: Tensor, points2d: Tensor, weights: Tensor | None) -> Ten
     return finite & (spread > MIN_SPREAD) & (singular[:, 0] > MIN_FLATNESS * singular[:, 2])
 
 
-def _check_problems(points3d: Tensor, points2d: Tensor, weights: Tensor | None) -> None:
+def check_problems(points3d: Tensor, points2d: Tensor, weights: Tensor | None = None) -> None:
+    """Raises PoseError for shapes that are not (m, k, 3), (m, k, 2) and (m, k) of four points or more."""
     if points3d.ndim != 3 or points3d.shape[-1] != 3 or points2d.shape != (*points3d.shape[:2], 2):
         raise PoseError(
             f"points3d {tuple(points3d.shape)} and points2d {tuple(points2d.shape)}, expected (m, k, 3) and (m, k, 2)"

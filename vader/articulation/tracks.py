@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .poses import compose
+from .poses import compose, rotation_matrices
 
 TURNS, SHIFTS = 3, 2  # of a part in a frame: a rotation vector in radians, and x and y in the canonical cube's units
 
@@ -25,10 +25,11 @@ TURNS, SHIFTS = 3, 2  # of a part in a frame: a rotation vector in radians, and 
 class Tracks(nn.Module):
     """Poses of the parts in the training frames of videos, which start as `roots` say."""
 
-    def __init__(self, roots: Sequence[Tensor], centroids: Tensor, harmonics: int):
+    def __init__(self, roots: Sequence[Tensor], centroids: Tensor, harmonics: int, roll: float = 1.0):
         """roots: poses (t_i, 3, 4) of the whole subject in each training frame of each of n videos.
         centroids: (n, p, 3) what parts turn about, in the canonical cube.
-        harmonics: cosines of a curve, of 0 to (harmonics - 1) / 2 cycles in a video."""
+        harmonics: cosines of a curve, of 0 to (harmonics - 1) / 2 cycles in a video.
+        roll: radians about z that a coefficient of 1 stands for; about x and y, and for shifts, it is 1."""
         super().__init__()
         n, parts, _ = centroids.shape
         lengths = torch.tensor([len(video) for video in roots])
@@ -36,6 +37,7 @@ class Tracks(nn.Module):
         for into, video in zip(whole, roots, strict=True):
             into[: len(video)] = video
         self.coefficients = nn.Parameter(torch.zeros(n, parts, TURNS + SHIFTS, harmonics))
+        self.register_buffer("radians", torch.tensor([1.0, 1.0, roll]), persistent=False)
         for name, values in (("roots", whole), ("centroids", centroids), ("lengths", lengths)):
             self.register_buffer(name, values, persistent=False)  # made anew from the first stage's run
 
@@ -45,16 +47,8 @@ class Tracks(nn.Module):
         phase = (frames + 0.5) / self.lengths[videos, None]
         values = torch.einsum("bpck,bvk->bvpc", self.coefficients[videos], (math.pi * phase[..., None] * waves).cos())
         turns, shifts = values.split([TURNS, SHIFTS], dim=-1)
-        rotation, centroids = rotation_matrices(turns), self.centroids[videos, None]
+        rotation, centroids = rotation_matrices(self.radians * turns), self.centroids[videos, None]
         shift = centroids - (rotation @ centroids[..., None])[..., 0]
         shift = shift + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
         own = torch.cat([rotation, shift[..., None]], dim=-1)
         return compose(self.roots[videos[:, None], frames][:, :, None], own)
-
-
-def rotation_matrices(vectors: Tensor) -> Tensor:
-    """Rotations (..., 3, 3) by |vector| radians about vectors (..., 3); differentiable at 0, too."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    generator = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(generator)
