@@ -425,6 +425,25 @@ def test_a_predictor_made_anew_has_its_own_width_and_the_keypoints_that_were_lea
     assert load_pose_model(run, config).read(data[0].frames).shape == (8, 2, 3, 4)
 
 
+def test_rates_can_fall_to_zero_while_poses_are_found_and_again_while_they_are_predicted(data):
+    shares = dict(parts_rate=2.0, parts_hourglass_rate=0.5, parts_restart=True, track_rate=3e-3)
+    shares["predictor_warmup_images"] = 0
+    config = tiny_articulated(reconstruction=dict(images_seen=64), articulation=PHASES | shares)
+    task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
+    decoder, hourglass = 2 * config.reconstruction.learning_rate, 0.5 * config.articulation.predictor_learning_rate
+    used = {}
+    for clock in range(0, 64, task.per_step):
+        task.optimizer.zero_grad(set_to_none=True)
+        task.step(clock)
+        rates = [group["lr"] for group in task.optimizer.param_groups]
+        used[clock] = [rates[0] / decoder, rates[2] / hourglass, rates[4] / 3e-3]
+        task.optimizer.step()
+    for first, of in ((16, (0, 2)), (48, (0, 1, 2))):  # while poses are found, and while they are predicted
+        for clock in range(first, first + 16, task.per_step):
+            falling = 1 - (clock - first) / 16
+            assert [used[clock][k] for k in of] == pytest.approx([falling] * len(of))
+
+
 def test_a_step_of_teaching_can_draw_frames_of_its_own_from_all_videos(data):
     config = tiny_articulated(
         reconstruction=dict(images_seen=400), articulation=PHASES | dict(taught_images=368, taught_frames=6)
@@ -583,6 +602,7 @@ def test_the_stage_with_one_part_has_its_own_settings():
             region_images=7,
             region_weight=3.0,
             parts_rate=0.7,
+            parts_restart=True,
             parts_heads_rate=0.2,
             track_images=9,
             taught_images=5,

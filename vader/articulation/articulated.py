@@ -109,6 +109,7 @@ class Articulation:
         if self.tracks is not None:
             groups.append({"params": list(self.tracks.parameters()), "lr": poses.track_rate})
         self.optimizer = torch.optim.Adam(groups, betas=settings.betas, fused=True)
+        self.rates = [group["lr"] for group in groups]
 
     def _prepare_start(self, camera: Cameras) -> None:
         """What is too deep, the solids that subjects start as, how they move, how late each frame is shown: `start`."""
@@ -248,6 +249,9 @@ class Articulation:
         b, v = frames.shape
         target = self.frames[frames].flatten(0, 1).float() / 255  # (b v, h, w, 3)
         mask = self.masks[frames].flatten(0, 1).float() / 255
+        if self.started and articulation.parts_restart:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * (1 - over)
         neutral_start = clock < articulation.neutral_images and not self.started
         points2d, shares = None, {}
         if phase == TRACKING:

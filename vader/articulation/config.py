@@ -64,6 +64,7 @@ class ArticulationConfig:
     taught_frames: int = later(0)  # in a step, each of a video drawn for it; 0: the frames that a step would show
     taught_extent: float = later(1.0)  # of a part's 3D keypoints then, drawn together around where parts start
     refine_steps: int = later(0)  # of Gauss-Newton after EPnP, which noise on keypoints close together misleads
+    parts_restart: bool = later(False)  # rates fall to 0 while poses are found, and again while they are predicted
     parts_rate: float = later(1.0)  # of decoder and embeddings
     parts_hourglass_rate: float = later(1.0)  # of the part of the predictor that all parts share
     parts_heads_rate: float = later(1.0)  # of its heat maps, and of the 3D keypoints

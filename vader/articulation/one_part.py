@@ -32,6 +32,7 @@ def rigid(config: Experiment, images: int) -> Experiment:
             taught_frames=0,
             taught_extent=1.0,
             refine_steps=0,
+            parts_restart=False,
             parts_rate=1.0,
             parts_hourglass_rate=1.0,
             parts_heads_rate=1.0,

@@ -19,7 +19,7 @@ class Phases:
     def __init__(self, settings: ArticulationConfig, total: int):
         divided, tracked, taught = settings.region_images, settings.track_images, settings.taught_images
         self._images = {DIVIDING: divided, TRACKING: tracked, TEACHING: taught}
-        self.images = sum(self._images.values())
+        self.images, self._total = sum(self._images.values()), total
         require(divided < total, f"region_images is {divided}, expected fewer than the {total} images of the stage")
         require(
             self.images <= total,
@@ -41,9 +41,9 @@ class Phases:
         )
 
     def at(self, clock: int) -> tuple[str | None, float]:
-        """The phase after `clock` images and the share of it that is over; None once poses are predicted."""
+        """The phase after `clock` images, None once poses are predicted, and the share of it that is over."""
         for name, images in self._images.items():
             if clock < images:
                 return name, clock / images
             clock -= images
-        return None, 0.0
+        return None, clock / (self._total - self.images)

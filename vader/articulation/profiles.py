@@ -63,6 +63,7 @@ WAVING = dict(
         rigid_images=60_000,
         region_weight=0.3,
         parts_rate=2.0,
+        parts_restart=True,
         track_images=20_000,
         track_rate=3e-3,
         track_roll=4.0,
