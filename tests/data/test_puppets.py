@@ -217,6 +217,8 @@ def test_the_data_card_says_what_the_code_does():
         frames, size = f"{data.train_views} + {data.heldout_views}", f"{data.resolution} x {data.resolution}"
         rays = data.supersampling**2
         assert f"| {profile} | {data.num_objects} | {data.heldout_objects} | {frames} | {size} | {rays} |" in card
+    waving = experiment("laptop", "puppets_waving").data
+    assert f"In laptop `puppets_waving` has {waving.num_objects} training videos" in card
     digests = [_digest(experiment("laptop", name).data) for name in puppets.MOTIONS]
     assert "begins `{}`, that of `puppets_waving` `{}`".format(*(digest[:12] for digest in digests)) in card
 

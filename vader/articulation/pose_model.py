@@ -60,9 +60,11 @@ class PoseModel(nn.Module):
 
     @torch.no_grad()
     def _whole(self, points3d: Tensor, points2d: Tensor) -> Tensor:
-        """Poses (n, 3, 4) of n subjects as if all keypoints, (n, p k, 3) and (n, p k, 2), were of one part."""
+        """Poses (n, 3, 4) of n subjects as if all keypoints, (n, p k, 3) and (n, p k, 2), were of one part, which stays
+        at the camera's distance."""
         start = at_distance(solve_poses(points3d, points2d, self.camera)[0], self.camera)
-        return refine_poses(points3d, points2d, self.camera, start, self.refine_steps)[0]
+        refined, _ = refine_poses(points3d, points2d, self.camera, start, self.refine_steps)
+        return at_distance(refined, self.camera)
 
     def project(self, poses: Tensor) -> Tensor:
         """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""
