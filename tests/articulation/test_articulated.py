@@ -444,21 +444,30 @@ def test_rates_can_fall_to_zero_while_poses_are_found_and_again_while_they_are_p
             assert [used[clock][k] for k in of] == pytest.approx([falling] * len(of))
 
 
-def test_a_step_of_teaching_can_draw_frames_of_its_own_from_all_videos(data):
+def test_a_step_of_teaching_can_have_lessons_of_its_own(data):
+    """What a predictor is taught is what `Lessons` draws, whose volumes are decoded once."""
     config = tiny_articulated(
-        reconstruction=dict(images_seen=400), articulation=PHASES | dict(taught_images=368, taught_frames=6)
+        reconstruction=dict(images_seen=400),
+        articulation=PHASES | dict(taught_images=368, taught_frames=6, taught_rendered=0.5, taught_sigma=0.1),
     )
     task = Articulation(config, data, CPU, articulated_run(rigid(config, 32), data, "cpu"))
-    drawn, find = [], task._tracked
-    task._tracked = lambda objects, frames: drawn.append((objects, frames)) or find(objects, frames)
+    decoded, decode = [], task._decode
+    task._decode = lambda objects: decoded.append(objects) or decode(objects)
+    losses = []
     for clock in range(32, 400, task.per_step):
-        torch.manual_seed(clock)
-        assert task.step(clock).keys() == {"loss", "taught"}
-    objects, frames = (torch.cat(x) for x in zip(*drawn, strict=True))
-    assert frames.shape == (6 * len(drawn), 1) and len(drawn) > 50
-    assert len(torch.unique(objects)) == len(task.keys)
-    within = frames[:, 0] - task.first[objects]
-    assert all(set(within[objects == k].tolist()) == set(range(task.counts[k])) for k in range(len(task.keys)))
+        task.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(7)
+        losses.append(task.step(clock)["taught"].item())
+        task.optimizer.step()
+    assert torch.cat(decoded).tolist() == list(range(len(task.keys)))
+    assert losses[-1] < 0.7 * losses[0], "the same lesson over and over"
+    torch.manual_seed(7)
+    task.draw(32)
+    with torch.no_grad():
+        images, told = task.lessons.draw(task.pose_model)
+        expected = (task.pose_model.predictor(images) - told).abs().mean().item()
+    assert images.shape[0] == 6 and expected == pytest.approx(losses[-1], rel=0.3)
+    assert task.model.training and task.pose_model.training
 
 
 def test_keypoints_that_are_taught_can_be_gathered_where_parts_start(data):
@@ -510,6 +519,8 @@ def test_phases_that_do_not_fit_are_refused(data):
         (dict(track_rate=0.0), "track_rate is 0, expected a positive number"),
         (dict(track_roll=0.0), "track_roll is 0, expected a positive number"),
         (dict(taught_extent=0.0), "taught_extent is 0, expected a positive number"),
+        (dict(taught_sigma=-0.1), "taught_sigma is -0.1, expected 0 or more"),
+        (dict(taught_rendered=1.5), r"taught_rendered is 1.5, expected it in \[0, 1\]"),
         (dict(taught_frames=-1), "taught_frames is -1, expected 0 or more"),
         (dict(refine_steps=-1), "refine_steps is -1, expected 0 or more"),
         (dict(symmetry_share=1.0), r"symmetry_share is 1, expected it in \[0, 1\)"),
@@ -611,6 +622,8 @@ def test_the_stage_with_one_part_has_its_own_settings():
             track_roll=2.0,
             taught_rate=2.0,
             taught_frames=3,
+            taught_rendered=0.5,
+            taught_sigma=0.2,
             taught_extent=0.5,
             refine_steps=4,
         ),

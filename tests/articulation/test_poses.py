@@ -24,6 +24,7 @@ from vader.articulation.poses import (
     random_affine,
     solve_poses,
     transform,
+    unwarp_points,
     warp_images,
     warp_points,
 )
@@ -307,3 +308,4 @@ def test_warped_image_shows_at_u_what_the_image_shows_at_its_map():
     centre = torch.stack([(seen * t).sum((1, 2)) / seen.sum((1, 2)) for t in (x, y)], dim=-1)
     assert (centre - at).norm(dim=1).min() > 0.01
     torch.testing.assert_close(warp_points(maps, centre[:, None])[:, 0], at.expand(3, 2), atol=5e-3, rtol=0)
+    torch.testing.assert_close(unwarp_points(maps, at.expand(3, 1, 2))[:, 0], centre, atol=5e-3, rtol=0)

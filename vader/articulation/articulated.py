@@ -31,6 +31,7 @@ from .poses import fixed_camera, neutral
 from .regions import Division
 from .skinning import render_posed
 from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
+from .teaching import Lessons
 from .tracks import Tracks
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Articulation:
         self.model = Autodecoder(config, len(videos)).to(device).to(memory_format=torch.channels_last_3d).train()
         self.pose_model = PoseModel(config).to(device).train()
         self.tracks: Tracks | None = None
+        self.lessons: Lessons | None = None
         if start is not None:
             grow(self.model, self.pose_model, start, rigid(config, config.articulation.rigid_images))
             self._prepare_parts(start, camera)
@@ -140,9 +142,7 @@ class Articulation:
         objects = torch.arange(len(self.keys), device=self.device)
         centroids = torch.zeros(len(objects), parts, 3, device=self.device)
         if settings.region_images or settings.region_weight:
-            self.model.eval()
-            volumes = torch.cat([self.model(chunk)[:, :4].float() for chunk in objects.split(1)])
-            self.model.train()
+            volumes = torch.cat([self._decode(chunk)[:, :4] for chunk in objects.split(1)])
             self.division = Division(volumes, parts, camera, self.settings.num_samples)
             centroids = self.division.centroids(parts)
         if settings.track_images:
@@ -163,13 +163,18 @@ class Articulation:
         """
         for group in self.optimizer.param_groups:
             group["lr"] *= 1 - over
-        volume = self.model.eval()(objects).float()
-        self.model.train()
+        volume = self._decode(objects)
         kept = KEPT_WEIGHT * self.division.changed(volume, objects, self.config.autodecoder.density_scale)
         losses = {"regions": self.division.told(volume, objects), "kept": kept}
         loss = sum(losses.values())
         loss.backward()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def _decode(self, objects: Tensor) -> Tensor:
+        """Volumes of subjects by the statistics that batch norm has collected."""
+        volumes = self.model.eval()(objects).float()
+        self.model.train()
+        return volumes
 
     def _tracked(self, objects: Tensor, frames: Tensor) -> Tensor:
         """Poses (b v, p, 3, 4) on the curves of videos (b,) in frames (b, v) among those of all."""
@@ -183,13 +188,15 @@ class Articulation:
         for group in self.optimizer.param_groups[2:4]:
             group["lr"] = settings.taught_rate * settings.predictor_learning_rate * (1 - over)
         if settings.taught_frames:
-            objects = torch.randint(len(self.keys), (settings.taught_frames,))
-            frames = self.first[objects] + (torch.rand(len(objects)) * self.counts[objects]).long()
-            objects, frames = objects.to(self.device), frames[:, None].to(self.device)
-        target = self.frames[frames].flatten(0, 1).float() / 255
-        with torch.no_grad():
-            told = self.pose_model.project(self._tracked(objects, frames))
-        loss = projection_loss(self.pose_model.predictor(target), told)
+            if self.lessons is None:  # the decoder stays as it is meanwhile
+                videos = list(self.frames.split(self.counts.tolist()))
+                self.lessons = Lessons(settings, videos, self.tracks, self._decode, self.settings.num_samples)
+            images, told = self.lessons.draw(self.pose_model)
+        else:
+            images = self.frames[frames].flatten(0, 1).float() / 255
+            with torch.no_grad():
+                told = self.pose_model.project(self._tracked(objects, frames))
+        loss = projection_loss(self.pose_model.predictor(images), told)
         loss.backward()
         return {"loss": loss.detach(), "taught": loss.detach()}
 

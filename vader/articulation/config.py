@@ -62,6 +62,8 @@ class ArticulationConfig:
     taught_channels: int = later(0)  # of a predictor that is made anew to be told them; 0: the first stage's goes on
     taught_rate: float = later(1.0)  # share of the predictor's learning rate, at first; it falls to 0
     taught_frames: int = later(0)  # in a step, each of a video drawn for it; 0: the frames that a step would show
+    taught_rendered: float = later(0.0)  # share of them that are rendered, limbs and whole in poses of other frames
+    taught_sigma: float = later(0.0)  # of random affine maps of those frames, as equivariance_sigma
     taught_extent: float = later(1.0)  # of a part's 3D keypoints then, drawn together around where parts start
     refine_steps: int = later(0)  # of Gauss-Newton after EPnP, which noise on keypoints close together misleads
     parts_restart: bool = later(False)  # rates fall to 0 while poses are found, and again while they are predicted
@@ -83,6 +85,7 @@ class ArticulationConfig:
         for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate", "track_rate", "track_roll", "taught_rate", "taught_extent"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
+        require(self.taught_sigma >= 0, f"taught_sigma is {self.taught_sigma:g}, expected 0 or more")
         terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
@@ -99,6 +102,7 @@ class ArticulationConfig:
         ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(0 < self.neutral_share <= 1, f"neutral_share is {self.neutral_share:g}, expected it in (0, 1]")
+        require(0 <= self.taught_rendered <= 1, f"taught_rendered is {self.taught_rendered:g}, expected it in [0, 1]")
         require(0 <= self.symmetry_share < 1, f"symmetry_share is {self.symmetry_share:g}, expected it in [0, 1)")
         require(self.ray_stride >= 1, f"ray_stride is {self.ray_stride}, expected at least 1")
 

@@ -69,12 +69,17 @@ class KeypointPredictor(nn.Module):
         self.head = nn.Conv2d(self.hourglass.out_channels, num_parts * settings.keypoints, size, padding=size // 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.movedim(-1, 1)
-        size = (self.settings.predictor_resolution,) * 2
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+        x = self.resize(images).movedim(-1, 1)
         points = soft_argmax(self.head(self.hourglass(x)), self.settings.temperature)
         return points.view(len(images), self.num_parts, self.settings.keypoints, 2)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Images (n, h, w, 3) at the resolution that the predictor sees them in, (n, r, r, 3)."""
+        size = (self.settings.predictor_resolution,) * 2
+        if images.shape[1:3] == size:
+            return images
+        x = F.interpolate(images.movedim(-1, 1), size, mode="bilinear", antialias=True, align_corners=False)
+        return x.movedim(1, -1)
 
 
 def soft_argmax(maps: Tensor, temperature: float) -> Tensor:

@@ -30,6 +30,8 @@ def rigid(config: Experiment, images: int) -> Experiment:
             track_roll=1.0,
             taught_rate=1.0,
             taught_frames=0,
+            taught_rendered=0.0,
+            taught_sigma=0.0,
             taught_extent=1.0,
             refine_steps=0,
             parts_restart=False,

@@ -229,6 +229,11 @@ def warp_points(maps: Tensor, points: Tensor) -> Tensor:
     return points @ maps[:, :, :2].mT + maps[:, None, :, 2]
 
 
+def unwarp_points(maps: Tensor, points: Tensor) -> Tensor:
+    """The points (n, k, 2) that affine maps (n, 2, 3) take to the given ones: where a warped image has them."""
+    return torch.linalg.solve(maps[:, None, :, :2], (points - maps[:, None, :, 2])[..., None])[..., 0]
+
+
 def warp_images(maps: Tensor, images: Tensor) -> Tensor:
     """Images (n, h, w, 3) that show at u what the given ones show at A u; black where that is outside."""
     grid = F.affine_grid(maps, [len(images), 3, *images.shape[1:3]], align_corners=False)

@@ -55,7 +55,7 @@ TRACKED = dict(
 # Keypoints near a limb say how it is turned with a quarter of the error of those that fill the cube, once EPnP's answer
 # is refined.
 WAVING = dict(
-    reconstruction=dict(images_seen=96_800),
+    reconstruction=dict(images_seen=116_800),
     articulation=dict(
         symmetry_share=0.9,
         predictor_channels=16,
@@ -64,13 +64,15 @@ WAVING = dict(
         region_weight=0.3,
         parts_rate=2.0,
         parts_restart=True,
-        track_images=20_000,
+        track_images=28_000,
         track_rate=3e-3,
         track_roll=4.0,
-        taught_images=56_000,
+        taught_images=64_000,
         taught_channels=16,
         taught_rate=5.0,
         taught_frames=16,
+        taught_rendered=0.5,
+        taught_sigma=0.1,
         taught_extent=0.6,
         refine_steps=6,
     ),

@@ -43,12 +43,16 @@ class Tracks(nn.Module):
 
     def forward(self, videos: Tensor, frames: Tensor) -> Tensor:
         """Poses (b, v, p, 3, 4) of the parts in frames (b, v), counted from each video's first, of videos (b,)."""
+        return compose(self.roots[videos[:, None], frames][:, :, None], self.own(videos, frames))
+
+    def own(self, videos: Tensor, frames: Tensor, share: Tensor | float = 1.0) -> Tensor:
+        """What the parts do against the whole subject there, (b, v, p, 3, 4). share: of how far they do it, (b,)."""
         waves = torch.arange(self.coefficients.shape[-1], device=frames.device)
         phase = (frames + 0.5) / self.lengths[videos, None]
-        values = torch.einsum("bpck,bvk->bvpc", self.coefficients[videos], (math.pi * phase[..., None] * waves).cos())
+        coefficients = self.coefficients[videos] * torch.as_tensor(share, device=frames.device).view(-1, 1, 1, 1)
+        values = torch.einsum("bpck,bvk->bvpc", coefficients, (math.pi * phase[..., None] * waves).cos())
         turns, shifts = values.split([TURNS, SHIFTS], dim=-1)
         rotation, centroids = rotation_matrices(self.radians * turns), self.centroids[videos, None]
         shift = centroids - (rotation @ centroids[..., None])[..., 0]
         shift = shift + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
-        own = torch.cat([rotation, shift[..., None]], dim=-1)
-        return compose(self.roots[videos[:, None], frames][:, :, None], own)
+        return torch.cat([rotation, shift[..., None]], dim=-1)
