@@ -13,6 +13,7 @@ from tests.tiny import tiny_articulated, toys
 from vader.articulation.animation import Clip, load_animator, write_video
 from vader.articulation.evaluation import (
     common_root_errors,
+    fitted_psnr,
     part_labels,
     render_in_random_poses,
     score_animation,
@@ -207,6 +208,20 @@ def test_scores_of_a_trained_video(animator, toy):
     assert len(scores.part_rotation_deg) == len(scores.part_translation) == 2
     with pytest.raises(PoseError, match="'toy-2' has no held-out frames"):
         score_video(animator, dataclasses.replace(data[2], train_frames=8), truths["toy-2"])
+
+
+def test_fitted_poses_show_held_out_frames_better(animator, toy):
+    data, _ = toy
+    read = score_video(animator, data[1], toy[1]["toy-1"]).psnr
+    assert fitted_psnr(animator, data[1], steps=0) == pytest.approx(read, abs=1e-3)
+    assert fitted_psnr(animator, data[1], steps=15) > read + 0.1
+    held = data[1].frames[data[1].train_frames :]
+    alone = dataclasses.replace(data[1], frames=torch.cat([data[1].frames[: data[1].train_frames], held[:1]]))
+    assert fitted_psnr(animator, data[1], 4, every=len(held)) == pytest.approx(
+        fitted_psnr(animator, alone, 4), abs=1e-3
+    )
+    with pytest.raises(PoseError, match="'toy-2' has no held-out frames"):
+        fitted_psnr(animator, dataclasses.replace(data[2], train_frames=8), steps=1)
 
 
 def test_poses_that_are_the_truth_in_another_frame_have_no_error(animator, toy, monkeypatch):

@@ -82,7 +82,16 @@ class ArticulationConfig:
             f"predictor_resolution {self.predictor_resolution} cannot be halved {self.predictor_blocks} times",
         )
         positive = ("temperature", "field_of_view", "near", "margin", "predictor_learning_rate")
-        for name in (*positive, "parts_rate", "parts_hourglass_rate", "parts_heads_rate", "track_rate", "track_roll", "taught_rate", "taught_extent"):
+        for name in (
+            *positive,
+            "parts_rate",
+            "parts_hourglass_rate",
+            "parts_heads_rate",
+            "track_rate",
+            "track_roll",
+            "taught_rate",
+            "taught_extent",
+        ):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
         require(self.taught_sigma >= 0, f"taught_sigma is {self.taught_sigma:g}, expected 0 or more")

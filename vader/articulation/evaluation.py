@@ -20,6 +20,7 @@ from ..diffusion.sampling import object_generators
 from ..metrics.images import psnr
 from ..metrics.poses import adjusted_rand_index, match_parts, normal_error, pose_errors, silhouette_iou
 from .animation import Animator, Clip
+from .fitting import fit_poses
 from .poses import PoseError, compose, fixed_camera
 
 if TYPE_CHECKING:
@@ -89,6 +90,18 @@ def score_videos(
     """`score_video` of training videos, all of them by default."""
     videos = [v for v in animator.data.split("train") if keys is None or v.key in keys]
     return [score_video(animator, v, truth_of(v.key)) for v in tqdm(videos, desc="videos", disable=None)]
+
+
+def fitted_psnr(animator: Animator, video: Video, steps: int, every: int = 1) -> float:
+    """PSNR in dB of every n-th held-out frame of a training video in poses that `fitting.fit_poses` moved to it: what
+    volume and skinning can show, whatever the predictor reads. Raises PoseError where there are no such frames."""
+    held = video.frames[video.train_frames :][::every]
+    if not len(held):
+        raise PoseError(f"video {video.key!r} has no held-out frames, expected some to be scored on")
+    volume, samples = animator.volume(video.key), animator.config.reconstruction.num_samples
+    camera = fixed_camera(animator.config.articulation, held.shape[1])
+    poses = fit_poses(volume, animator.poses(held), held, camera, samples, steps)
+    return psnr(animator.animate(volume, poses).colour, held.float() / 255).mean().item()
 
 
 def common_root_errors(animator: Animator, truth_of: Callable[[str], Truth], keys: Sequence[str]) -> Tensor:

@@ -66,7 +66,7 @@ def refine_poses(
 
 
 def _step(x: Tensor, seen: Tensor, middle: Tensor, rotation: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Another rotation (m, 3, 3) and centroid (m, 3) in the camera's frame; points are seen in directions (x/z, y/z)."""
+    """Another rotation (m, 3, 3) and centroid (m, 3) in the camera's frame; `seen` are directions (x/z, y/z)."""
     arm = (x - middle[:, None]) @ rotation.mT
     at = arm + centre[:, None]
     error = at[..., :2] / at[..., 2:] - seen
