@@ -508,9 +508,15 @@ def test_phases_that_do_not_fit_are_refused(data):
     start = articulated_run(rigid(tiny_articulated(), 32), data, "cpu")
     for changes, message in (
         (dict(region_images=32, track_images=16, taught_images=24), "are 72 together, expected at most the 64 images"),
-        (dict(track_images=8, taught_channels=8), "taught_channels is 8 and taught_images 0, expected a new predictor"),
-        (dict(track_images=8, taught_extent=0.5), "taught_extent is 0.5 and taught_images 0, expected keypoints"),
-        (dict(taught_images=8), "taught_images is 8 and track_images 0, expected tracks to be taught"),
+        (dict(taught_images=8), "taught_images is 8 and track_images 0, expected track_images above 0"),
+        (dict(track_images=8, taught_channels=8), "taught_channels is 8 and taught_images 0, expected taught_images"),
+        (dict(track_images=8, taught_extent=0.5), "taught_extent is 0.5 and taught_images 0, expected taught_images"),
+        (dict(track_images=8, taught_frames=4), "taught_frames is 4 and taught_images 0, expected taught_images above"),
+        (
+            PHASES | dict(taught_rendered=0.5),
+            "taught_rendered is 0.5 and taught_frames 0, expected taught_frames above",
+        ),
+        (PHASES | dict(taught_sigma=0.1), "taught_sigma is 0.1 and taught_frames 0, expected taught_frames above 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             Articulation(tiny_articulated(articulation=changes), data, CPU, start)

@@ -11,6 +11,14 @@ from ..checks import require
 from .config import ArticulationConfig
 
 DIVIDING, TRACKING, TEACHING = "dividing", "tracking", "teaching"
+NEEDS = {  # setting -> the one without which it says nothing
+    "taught_images": "track_images",
+    "taught_channels": "taught_images",
+    "taught_extent": "taught_images",
+    "taught_frames": "taught_images",
+    "taught_rendered": "taught_frames",
+    "taught_sigma": "taught_frames",
+}
 
 
 class Phases:
@@ -26,19 +34,13 @@ class Phases:
             f"region_images, track_images and taught_images are {self.images} together, expected at most the {total} "
             "images of the stage",
         )
-        require(
-            bool(tracked) or not taught, f"taught_images is {taught} and track_images 0, expected tracks to be taught"
-        )
-        extent = settings.taught_extent
-        require(
-            bool(taught) or extent == 1,
-            f"taught_extent is {extent:g} and taught_images 0, expected keypoints that are drawn together to be taught",
-        )
-        new = settings.taught_channels
-        require(
-            bool(taught) or not new,
-            f"taught_channels is {new} and taught_images 0, expected a new predictor to be taught",
-        )
+        unset = ArticulationConfig()
+        for name, needed in NEEDS.items():
+            value = getattr(settings, name)
+            require(
+                value == getattr(unset, name) or getattr(settings, needed) > 0,
+                f"{name} is {value:g} and {needed} 0, expected {needed} above 0",
+            )
 
     def at(self, clock: int) -> tuple[str | None, float]:
         """The phase after `clock` images, None once poses are predicted, and the share of it that is over."""
