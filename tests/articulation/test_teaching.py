@@ -110,7 +110,9 @@ def test_renderings_recombine_whole_and_limbs(tracks, monkeypatch):
     seen = model.project
     monkeypatch.setattr(model, "project", lambda poses: posed.append(poses) or seen(poses))
     for _ in range(8):
-        lessons.draw(model)
+        images, _ = lessons.draw(model)
+        red = images[..., 0].amax((1, 2)) > images[..., 1].amax((1, 2))
+        assert (~red).long().tolist() == drawn[-1][0].tolist(), "a subject with its own limbs"
     every = torch.cat([root[:count] for root, count in zip(tracks.roots, FRAMES, strict=True)])
     wholes = set()
     for (subjects, frames, share), poses in zip(drawn, posed, strict=True):
