@@ -458,7 +458,8 @@ def test_a_step_of_teaching_can_have_lessons_of_its_own(data):
         task.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(7)
         losses.append(task.step(clock)["taught"].item())
-        task.optimizer.step()
+        if clock + task.per_step < 400:
+            task.optimizer.step()
     assert torch.cat(decoded).tolist() == list(range(len(task.keys)))
     assert losses[-1] < 0.7 * losses[0], "the same lesson over and over"
     torch.manual_seed(7)
@@ -466,7 +467,7 @@ def test_a_step_of_teaching_can_have_lessons_of_its_own(data):
     with torch.no_grad():
         images, told = task.lessons.draw(task.pose_model)
         expected = (task.pose_model.predictor(images) - told).abs().mean().item()
-    assert images.shape[0] == 6 and expected == pytest.approx(losses[-1], rel=0.3)
+    assert images.shape[0] == 6 and expected == pytest.approx(losses[-1], rel=1e-5)
     assert task.model.training and task.pose_model.training
 
 

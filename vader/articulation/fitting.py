@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..rendering.cameras import Cameras
-from .poses import PoseError, rotation_matrices
+from ..rendering.volume import voxel_centres
+from .poses import PoseError, compose, transform, turn_about
 from .skinning import render_posed
 
 UNITS = (0.5, 0.5, 2.0)  # radians about x, y and z that count as much as shifts of 1
@@ -51,11 +52,9 @@ def fit_poses(
 
 def part_centroids(volume: Tensor) -> Tensor:
     """Of the density of each part of a volume (1 + 3 + p, S, S, S), (p, 3); near the origin where it holds none."""
-    axis = torch.linspace(-1, 1, volume.shape[-1], device=volume.device)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    held = volume[4:].softmax(0) * volume[0]
-    points = torch.stack([x, y, z], dim=-1)
-    return torch.einsum("pzyx,zyxc->pc", held, points) / held.sum((1, 2, 3)).clamp_min(1e-6)[:, None]
+    held = (volume[4:].softmax(0) * volume[0]).flatten(1)
+    points = voxel_centres(volume.shape[-1], volume.device)
+    return held @ points / held.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 @torch.enable_grad()
@@ -64,13 +63,10 @@ def _fit(
 ) -> Tensor:
     volume, poses = volume.detach(), poses.detach()
     moves = torch.zeros(*poses.shape[:2], 5, device=poses.device, requires_grad=True)
-    at = (poses[..., :3] @ pivots[None, :, :, None])[..., 0] + poses[..., 3]
-    arm = poses[..., 3] - at
+    at = transform(poses, pivots[:, None])[..., 0, :]
 
     def moved() -> Tensor:
-        turn = rotation_matrices(moves[..., :3] * moves.new_tensor(UNITS))
-        shift = at + torch.cat([moves[..., 3:], torch.zeros_like(moves[..., :1])], dim=-1)
-        return torch.cat([turn @ poses[..., :3], ((turn @ arm[..., None])[..., 0] + shift)[..., None]], dim=-1)
+        return compose(turn_about(at, moves[..., :3] * moves.new_tensor(UNITS), moves[..., 3:]), poses)
 
     optimizer = torch.optim.Adam([moves], lr=RATE)
     for step in range(steps):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..config import Experiment
 from ..runs import Run
 from .pose_model import PoseModel, load_pose_model
+
+SECOND_STAGE = ("region_", "track_", "taught_", "refine_", "parts_")  # how the settings begin that only it reads
 
 
 def rigid(config: Experiment, images: int) -> Experiment:
@@ -19,25 +23,8 @@ def rigid(config: Experiment, images: int) -> Experiment:
             images_seen=images, density_noise_images=min(images, config.reconstruction.density_noise_images)
         ),
         articulation=dict(
+            **{f.name: f.default for f in fields(settings) if f.name.startswith(SECOND_STAGE)},
             rigid_images=0,
-            region_images=0,
-            region_weight=0.0,
-            track_images=0,
-            taught_images=0,
-            taught_channels=0,
-            track_rate=1e-3,
-            track_harmonics=10,
-            track_roll=1.0,
-            taught_rate=1.0,
-            taught_frames=0,
-            taught_rendered=0.0,
-            taught_sigma=0.0,
-            taught_extent=1.0,
-            refine_steps=0,
-            parts_restart=False,
-            parts_rate=1.0,
-            parts_hourglass_rate=1.0,
-            parts_heads_rate=1.0,
             free_depth_images=min(settings.free_depth_images, images // 2),
             pull_weight=settings.rigid_pull_weight,
             pull_threshold=settings.rigid_pull_threshold,

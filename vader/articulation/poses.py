@@ -69,6 +69,15 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return torch.cat([rotation, outer[..., :3] @ inner[..., 3:] + outer[..., 3:]], dim=-1)
 
 
+def turn_about(points: Tensor, vectors: Tensor, shifts: Tensor) -> Tensor:
+    """Poses (..., 3, 4) that turn by rotation vectors (..., 3) about points (..., 3) and shift by (..., 2) in x and y:
+    a narrow camera does not see how far away a part is."""
+    rotation = rotation_matrices(vectors)
+    moved = points - (rotation @ points[..., None])[..., 0]
+    moved = moved + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
+    return torch.cat([rotation, moved[..., None]], dim=-1)
+
+
 def project(poses: Tensor, points: Tensor, camera: Cameras) -> Tensor:
     """Where the fixed camera sees posed points: poses (..., 3, 4), points (..., n, 3) -> (..., n, 2) in [-1, 1]."""
     x = transform(compose(camera.world_to_camera[0].to(poses), poses), points)

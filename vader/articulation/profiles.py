@@ -52,8 +52,7 @@ TRACKED = dict(
     ),
 )
 # Arms that swing far make most frames from the front asymmetric; a predictor that sets in faster loses the subjects.
-# Keypoints near a limb say how it is turned with a quarter of the error of those that fill the cube, once EPnP's answer
-# is refined.
+# Keypoints near a limb say better how it is turned than those that fill the cube, but not to EPnP (`refinement`).
 WAVING = dict(
     reconstruction=dict(images_seen=116_800),
     articulation=dict(

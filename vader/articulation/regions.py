@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rendering.cameras import Cameras
+from ..rendering.volume import voxel_centres
 from .poses import neutral, project
 from .skinning import posed_views
 
@@ -45,7 +46,7 @@ class Division:
 
     def centroids(self, parts: int) -> Tensor:
         """Of the dense voxels of each part where it starts, (n, p, 3); the origin for a part that has none."""
-        points = _voxels(self.labels.shape[-1]).to(self.labels.device)
+        points = voxel_centres(self.labels.shape[-1], self.labels.device)
         owned = F.one_hot(self.labels.flatten(1).long(), parts) * (self.volumes[:, 0] > 0).flatten(1)[..., None]
         return owned.float().mT @ points / owned.sum(1).clamp_min(1)[..., None]
 
@@ -122,11 +123,4 @@ def within(silhouette: Tensor, camera: Cameras, resolution: int) -> Tensor:
 
 def _seen(camera: Cameras, resolution: int) -> Tensor:
     """Where `camera` sees the voxels in the neutral pose, (S^3, 2)."""
-    return project(neutral(1), _voxels(resolution)[None], camera).view(-1, 2)
-
-
-def _voxels(resolution: int) -> Tensor:
-    """x, y and z of a volume's voxels, (S^3, 3)."""
-    axis = torch.linspace(-1, 1, resolution)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    return torch.stack([x, y, z], dim=-1).view(-1, 3)
+    return project(neutral(1), voxel_centres(resolution)[None], camera).view(-1, 2)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..checks import require
 from ..rendering.cameras import Cameras
+from ..rendering.volume import voxel_centres
 from .poses import half_width, neutral, project
 
 EDGE = 0.04  # half-width of the solid's soft surface
@@ -42,11 +43,10 @@ def inflated_silhouette(masks: Tensor, camera: Cameras, resolution: int) -> Tens
     distance = _inner_distance(masks, camera)
     depth = (2 * distance * distance.max() - distance.square()).sqrt()
 
-    axis = torch.linspace(-1, 1, resolution)
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    seen = project(neutral(1), torch.stack([x, y, z], dim=-1).view(1, -1, 3), camera).view(1, 1, -1, 2)
+    points = voxel_centres(resolution)
+    seen = project(neutral(1), points[None], camera).view(1, 1, -1, 2)
     depth = F.grid_sample(depth[None, None], seen, align_corners=False).view(resolution, resolution, resolution)
-    return ((depth - z.abs()) / EDGE).sigmoid() * (depth > 0)
+    return ((depth - points[:, 2].view_as(depth).abs()) / EDGE).sigmoid() * (depth > 0)
 
 
 def half_depth(masks: Tensor, camera: Cameras) -> float:

@@ -37,10 +37,11 @@ class Lessons:
         self.settings, self.videos, self.tracks, self.num_samples = settings, videos, tracks, num_samples
         self.counts = torch.tensor([len(video) for video in videos])
         self.rendered = round(settings.taught_rendered * settings.taught_frames)
-        device = videos[0].device
-        with torch.no_grad():
-            chosen = torch.arange(len(videos), device=device) if self.rendered else []
-            self.volumes = torch.cat([decode(k[None]) for k in chosen]) if self.rendered else None
+        self.volumes: Tensor | None = None
+        if self.rendered:
+            with torch.no_grad():
+                chosen = torch.arange(len(videos), device=videos[0].device)
+                self.volumes = torch.cat([decode(k) for k in chosen.split(1)])
 
     @torch.no_grad()
     def draw(self, model: PoseModel) -> tuple[Tensor, Tensor]:

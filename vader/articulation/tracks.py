@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .poses import compose, rotation_matrices
+from .poses import compose, turn_about
 
 TURNS, SHIFTS = 3, 2  # of a part in a frame: a rotation vector in radians, and x and y in the canonical cube's units
 
@@ -52,7 +52,4 @@ class Tracks(nn.Module):
         coefficients = self.coefficients[videos] * torch.as_tensor(share, device=frames.device).view(-1, 1, 1, 1)
         values = torch.einsum("bpck,bvk->bvpc", coefficients, (math.pi * phase[..., None] * waves).cos())
         turns, shifts = values.split([TURNS, SHIFTS], dim=-1)
-        rotation, centroids = rotation_matrices(self.radians * turns), self.centroids[videos, None]
-        shift = centroids - (rotation @ centroids[..., None])[..., 0]
-        shift = shift + torch.cat([shifts, torch.zeros_like(shifts[..., :1])], dim=-1)
-        return torch.cat([rotation, shift[..., None]], dim=-1)
+        return turn_about(self.centroids[videos, None], self.radians * turns, shifts)

@@ -19,6 +19,7 @@ from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
 from ..profiles import experiment
 from ..rendering.cameras import Cameras
+from ..rendering.volume import voxel_centres
 from ..runs import Paused, Run, RunError
 from ..storage import load_weights, plain
 from ..training import PAUSED, fit, select_device
@@ -159,9 +160,7 @@ class GANSystem:
     def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
         """sigma per unit length (n, S, S, S) = (n, z, y, x) at the points of a grid over [-1, 1]^3, faces included."""
         require(resolution >= 2, f"resolution is {resolution}, expected at least 2")
-        axis = torch.linspace(-1, 1, resolution, device=self.device)
-        z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-        points = torch.stack([x, y, z], dim=-1).reshape(1, -1, 3)
+        points = voxel_centres(resolution, self.device)[None]
         grids = []
         for index in indices:
             scene = self.scene(index, seed)

@@ -105,6 +105,13 @@ def sample_depths(enter: Tensor, leave: Tensor, num_samples: int, stratified_see
     return enter[..., None] + (torch.arange(num_samples, device=enter.device) + offset) * step
 
 
+def voxel_centres(resolution: int, device: torch.device | str = "cpu") -> Tensor:
+    """x, y and z of a volume's voxels, (S^3, 3) in the order of (z, y, x): a grid over [-1, 1]^3, faces included."""
+    axis = torch.linspace(-1, 1, resolution, device=device)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).view(-1, 3)
+
+
 def sample_volume(volume: Tensor, points: Tensor) -> Tensor:
     """Trilinear values (b, c, ...) of `volume` (b, c, d, h, w) at world points (b, ..., 3); 0 outside the cube."""
     b, c = volume.shape[:2]
