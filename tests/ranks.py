@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import balls, tiny_experiment
-from vader import distributed, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.checks import ConfigError
-from vader.config import Experiment
 from vader.diffusion.denoising import Denoising
-from vader.distributed import joined
 from vader.rendering import fused
-from vader.runs import Paused, RunError
-from vader.storage import read_json
-from vader.training import checkpoints, fit
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import Experiment
+from vader.store import runs
+from vader.store.files import read_json
+from vader.store.runs import Paused, RunError
+from vader.training import checkpoints, distributed, fit
+from vader.training.distributed import joined
 
 CPU = torch.device("cpu")
 

@@ -7,13 +7,13 @@ import math
 import torch
 
 from vader.articulation.poses import compose, fixed_camera
-from vader.articulation.profiles import UVA_CAMERA
 from vader.articulation.skinning import posed_views
-from vader.config import DataConfig, Experiment
 from vader.data import Sequence, SequenceSet, Truth, Video
 from vader.data.video import NO_PART, stored_normals
-from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
+from vader.settings.experiment import DataConfig, Experiment
+from vader.settings.profiles import experiment
+from vader.settings.videos import UVA_CAMERA
 
 
 def balls(config: Experiment, objects: int = 4, test_objects: int = 2) -> SequenceSet:

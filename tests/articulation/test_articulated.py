@@ -10,18 +10,19 @@ import torch
 from tests.tiny import balls, tiny_articulated, toys
 from vader.articulation import articulated
 from vader.articulation.articulated import Articulation
-from vader.articulation.one_part import grow, rigid, single
+from vader.articulation.learning.one_part import grow, rigid, single
+from vader.articulation.learning.solids import asymmetry, half_depth
 from vader.articulation.pose_model import PoseModel, load_pose_model
 from vader.articulation.poses import PoseError, fixed_camera, neutral
-from vader.articulation.start import asymmetry, half_depth
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
-from vader.checks import ConfigError
+from vader.commands.train import plan
 from vader.diffusion.denoising import extract_latents
-from vader.distributed import Ranks
-from vader.profiles import experiment
-from vader.runs import Paused
-from vader.storage import plain, read_weights
-from vader.training import articulated_run, autodecoder_run, diffusion_run, plan
+from vader.settings.checks import ConfigError
+from vader.settings.profiles import experiment
+from vader.stages import articulated_run, autodecoder_run, diffusion_run
+from vader.store.files import plain, read_weights
+from vader.store.runs import Paused
+from vader.training.distributed import Ranks
 
 pytest.importorskip("pytorch3d")
 CPU = torch.device("cpu")
@@ -79,7 +80,7 @@ def test_poses_are_learned_on_one_rank(data, monkeypatch, tmp_path):
         autodecoder_run(config, data, "cpu", ranks=2)
     with pytest.raises(ConfigError, match="shard is 'fully', which divides weights among ranks, but there is 1"):
         autodecoder_run(config, data, "cpu", shard=True)
-    monkeypatch.setattr("vader.training.stages.current", lambda: Ranks(1, 3))
+    monkeypatch.setattr("vader.stages.current", lambda: Ranks(1, 3))
     with pytest.raises(ConfigError, match="on one rank, but there are 3; train stage 1 on one, stage 2 on any"):
         diffusion_run(config, data, "cpu")
     assert not list(tmp_path.glob("runs/*"))

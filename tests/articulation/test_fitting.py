@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vader.articulation.config import ArticulationConfig
 from vader.articulation.fitting import fit_poses, part_centroids
 from vader.articulation.poses import PoseError, fixed_camera, neutral, transform
 from vader.articulation.skinning import render_posed
+from vader.settings.articulation import ArticulationConfig
 
 CAMERA, SAMPLES = fixed_camera(ArticulationConfig(), 24), 16
 CENTRES = torch.tensor([[-0.4, 0.0, 0.0], [0.4, 0.1, 0.0]])

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from vader.articulation.config import ArticulationConfig
 from vader.articulation.keypoints import CanonicalKeypoints, Hourglass, KeypointPredictor, pixel_centres, soft_argmax
-from vader.checks import ConfigError
+from vader.settings.articulation import ArticulationConfig
+from vader.settings.checks import ConfigError
 
 SMALL = ArticulationConfig(keypoints_per_axis=2, predictor_resolution=16, predictor_channels=4, predictor_blocks=2)
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 
 from vader.articulation import poses as poses_module
-from vader.articulation.config import ArticulationConfig
 from vader.articulation.keypoints import CanonicalKeypoints
 from vader.articulation.poses import (
     MAX_GAIN,
@@ -28,6 +27,7 @@ from vader.articulation.poses import (
     warp_images,
     warp_points,
 )
+from vader.settings.articulation import ArticulationConfig
 
 pytest.importorskip("pytorch3d")
 

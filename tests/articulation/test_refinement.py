@@ -8,7 +8,6 @@ import torch
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from vader.articulation.config import ArticulationConfig
 from vader.articulation.pose_model import PoseModel
 from vader.articulation.poses import (
     MAX_GAIN,
@@ -22,7 +21,8 @@ from vader.articulation.poses import (
     transform,
 )
 from vader.articulation.refinement import at_distance, refine_poses
-from vader.profiles import experiment
+from vader.settings.articulation import ArticulationConfig
+from vader.settings.profiles import experiment
 
 from .test_poses import PROBLEMS, angle_between, backward, cases, keypoints, random_poses
 

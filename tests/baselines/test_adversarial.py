@@ -21,9 +21,9 @@ from vader.baselines.adversarial import (
     view_directions,
 )
 from vader.baselines.pi_gan import PiGANTraining
-from vader.profiles import experiment
 from vader.rendering.cameras import sample_orbit
-from vader.runs import Paused
+from vader.settings.profiles import experiment
+from vader.store.runs import Paused
 
 
 def test_losses_are_the_logistic_ones():

@@ -22,13 +22,13 @@ from vader.baselines.diffrf import (
     sample_fields,
     space_to_depth,
 )
-from vader.baselines.diffrf_config import PROFILES, DiffRFConfig, FieldDiffusionConfig, diffrf
 from vader.baselines.radiance_fields import TrainingRays, fields_run, load_fields, photometric_loss, to_volume
-from vader.checks import ConfigError
 from vader.diffusion.edm import standard_normal
 from vader.diffusion.sampling import object_generators
-from vader.runs import Paused, RunError
-from vader.storage import read_weights, save_weights
+from vader.settings.checks import ConfigError
+from vader.settings.diffrf import PROFILES, DiffRFConfig, FieldDiffusionConfig, diffrf
+from vader.store.files import read_weights, save_weights
+from vader.store.runs import Paused, RunError
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vader.baselines.direct_latent_sampling import fit_gaussian, sample_embeddings
-from vader.checks import ConfigError
+from vader.settings.checks import ConfigError
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from vader.baselines.adversarial import RealViews, resized
 from vader.baselines.eg3d import DualDiscriminator, EG3DConfig, EG3DTraining, TriPlaneGenerator, sample_planes
 from vader.baselines.gan import GANSystem
 from vader.baselines.stylegan2 import Linear, ModulatedConv, activate, enlarge, minibatch_deviation
-from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
-from vader.rendering.volume import render_views
-from vader.runs import Paused, Record, RunError
-from vader.storage import read_weights
+from vader.rendering.reference import render_views
+from vader.settings.checks import ConfigError
+from vader.store.files import read_weights
+from vader.store.runs import Paused, Record, RunError
 from vader.training import fit
 
 

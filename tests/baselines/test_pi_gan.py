@@ -13,10 +13,10 @@ from vader.baselines import pi_gan
 from vader.baselines.adversarial import RealViews
 from vader.baselines.gan import GANSystem
 from vader.baselines.pi_gan import PiGANConfig, PiGANTraining, ProgressiveDiscriminator, SirenGenerator
-from vader.checks import ConfigError
 from vader.rendering.cameras import sample_orbit
-from vader.runs import Paused, Record, RunError
-from vader.storage import read_weights
+from vader.settings.checks import ConfigError
+from vader.store.files import read_weights
+from vader.store.runs import Paused, Record, RunError
 from vader.training import fit
 
 

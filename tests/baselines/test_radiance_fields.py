@@ -21,14 +21,14 @@ from vader.baselines.radiance_fields import (
     to_volume,
     total_variation,
 )
-from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data import SequenceSet
-from vader.data.procedural import render_object
-from vader.metrics.images import psnr
-from vader.rendering.volume import render_rays_reference, render_views
-from vader.runs import Paused, RunError
-from vader.storage import read_weights, save_weights
+from vader.data.sets.procedural import render_object
+from vader.evaluation.metrics.images import psnr
+from vader.rendering.reference import render_rays_reference, render_views
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import DataConfig
+from vader.store.files import read_weights, save_weights
+from vader.store.runs import Paused, RunError
 
 TINY = FieldsConfig(
     resolution=6, rays_per_object=128, objects_per_step=3, rays_per_step=16, num_samples=8, learning_rate=0.1

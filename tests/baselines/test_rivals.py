@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from vader.baselines import eg3d, pi_gan, rivals
-from vader.baselines.diffrf_config import diffrf
 from vader.baselines.rivals import RIVALS, trained_rivals
-from vader.figures import turntable
-from vader.generation import Models
+from vader.generation.models import Models
+from vader.report.figures import turntable
+from vader.settings.diffrf import diffrf
 
 
 @pytest.fixture

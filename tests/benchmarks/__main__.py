@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from vader.paths import reports_dir
-from vader.profiles import PAPER
-from vader.provenance import device_name, environment
-from vader.runs import utc_now
-from vader.storage import write_json
+from vader.settings.profiles import PAPER
+from vader.store.files import write_json
+from vader.store.paths import reports_dir
+from vader.store.provenance import device_name, environment
+from vader.store.runs import utc_now
 from vader.training import select_device
 
 from . import chamfer, features, full_size, renderer, sampler, shards, stage1, training

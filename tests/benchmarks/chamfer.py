@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from vader.metrics import geometry
+from vader.evaluation.metrics import geometry
 
 from .contest import alternate, speed_rows
 

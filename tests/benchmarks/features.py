@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vader.metrics import distribution, features
+from vader.evaluation.metrics import distribution, features
 
 from .contest import alternate, speed_rows
 

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from vader.config import Experiment
 from vader.diffusion.denoising import Denoising
-from vader.profiles import PAPER
-from vader.provenance import peak_memory
-from vader.runs import Run
+from vader.settings.experiment import Experiment
+from vader.settings.profiles import PAPER
+from vader.store.provenance import peak_memory
+from vader.store.runs import Run
 
 from . import stage1
 from .contest import Quantity, alternate

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from vader.rendering.volume import clip_to_cube, render_rays, sample_depths, sample_volume
+from vader.rendering.reference import clip_to_cube, render_rays, sample_depths, sample_volume
 
 from .contest import Quantity, alternate, speed_rows
 
@@ -89,7 +89,7 @@ def pytorch3d(scene: Scene, device: torch.device) -> Callable[[], tuple[Tensor, 
     from pytorch3d.renderer import EmissionAbsorptionRaymarcher, RayBundle, VolumeRenderer
     from pytorch3d.structures import Volumes
 
-    from vader.data.cameras_io import to_pytorch3d
+    from vader.data.formats.cameras import to_pytorch3d
 
     volume, cameras = scene.build(device)
     n = scene.batch * scene.views

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from vader.autodecoder.decoder import Decoder
-from vader.config import Experiment, SamplerConfig, UNetConfig
 from vader.data import prepare
 from vader.diffusion.edm import Denoiser, sigma_schedule
 from vader.diffusion.sampling import for_inference, object_generators, sample_objects
 from vader.diffusion.unet3d import UNet3D
-from vader.evaluation import distance_rows, real_features, sample_features
-from vader.generation import load_models
-from vader.profiles import PAPER, experiment
+from vader.evaluation.pictures import distance_rows, real_features, sample_features
+from vader.generation.models import load_models
+from vader.settings.experiment import Experiment, SamplerConfig, UNetConfig
+from vader.settings.profiles import PAPER, experiment
 
 from .contest import Quantity, alternate, speed_rows
 

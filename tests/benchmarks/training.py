@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from tests.ranks import given_latents
-from vader import runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.config import Experiment
-from vader.profiles import PAPER, experiment
-from vader.runs import Paused, RunError
+from vader.settings.experiment import Experiment
+from vader.settings.profiles import PAPER, experiment
+from vader.store import runs
+from vader.store.runs import Paused, RunError
 from vader.studies.scaling import measure, noise_pictures
 from vader.training import fit
 

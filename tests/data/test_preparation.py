@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data import prepare, sequence
 from vader.data.preparation import SetWriter, prepare_set
 from vader.data.prepared import DataError
 from vader.data.sequence import Sequence, load_sequence, load_set, object_cameras
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import DataConfig
 
 CONFIG = DataConfig("toys", num_objects=3, heldout_objects=1, train_views=2, heldout_views=1, resolution=5)
 JOBS = {f"toy-{i}": i for i in range(4)}

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data import prepare
 from vader.data.preparation import prepare_set
 from vader.data.prepared import DataError, data_digest, data_root
 from vader.data.sequence import Sequence, load_sequence, load_set, object_cameras, save_sequence
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import DataConfig
 
 CONFIG = DataConfig("toys", num_objects=3, heldout_objects=1, train_views=2, heldout_views=1, resolution=5)
 JOBS = {f"toy-{i}": i for i in range(4)}

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_experiment
-from vader.config import DataConfig
 from vader.data import DataError, SequenceSet, ShardedSet, load_shards, open_set
 from vader.data.preparation import ShardWriter, _render_shard, prepare_set
 from vader.data.prepared import data_digest
 from vader.data.sequence import Sequence, object_cameras
 from vader.data.views import MemoryViews, ShardedViews, draw_views, training_views
-from vader.runs import Paused
-from vader.storage import read_weights
-from vader.training import autodecoder_run, diffusion_run
+from vader.settings.experiment import DataConfig
+from vader.stages import autodecoder_run, diffusion_run
+from vader.store.files import read_weights
+from vader.store.runs import Paused
 
 CONFIG = DataConfig("toys", num_objects=10, heldout_objects=2, train_views=3, heldout_views=1, resolution=5)
 SOURCES = {"kind": "toys"}

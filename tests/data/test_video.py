@@ -12,9 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vader.articulation.profiles import UVA_CAMERA
-from vader.checks import ConfigError
-from vader.config import DataConfig
 from vader.data.preparation import prepare_set
 from vader.data.prepared import DataError
 from vader.data.sequence import load_set
@@ -34,6 +31,9 @@ from vader.data.video import (
     truth_of,
     video_camera,
 )
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import DataConfig
+from vader.settings.videos import UVA_CAMERA
 
 CONFIG = DataConfig(
     "clips", num_objects=2, heldout_objects=1, train_views=3, heldout_views=1, resolution=6, **UVA_CAMERA

@@ -11,8 +11,6 @@ import torch
 from diffusers import EDMEulerScheduler
 from torch import nn
 
-from vader.checks import ConfigError
-from vader.config import SamplerConfig
 from vader.diffusion.edm import (
     Denoiser,
     drop_condition,
@@ -23,6 +21,8 @@ from vader.diffusion.edm import (
     sigma_schedule,
     standard_normal,
 )
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import SamplerConfig
 
 SIGMAS = [0.002, 0.05, 0.5, 3.0, 80.0]
 

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny import balls, tiny_experiment
-from vader import runs
 from vader.autodecoder.reconstruction import load_autodecoder
 from vader.diffusion import latents
 from vader.diffusion.denoising import Denoising, extract_latents
 from vader.diffusion.latents import NormalizedLatents, StoredLatents, extract_to, stored_latents
-from vader.runs import RunError
-from vader.storage import read_weights, save_weights
-from vader.training import autodecoder_run, diffusion_run
+from vader.stages import autodecoder_run, diffusion_run
+from vader.store import runs
+from vader.store.files import read_weights, save_weights
+from vader.store.runs import RunError
 
 CONFIG = tiny_experiment(reconstruction=dict(images_seen=8))
 

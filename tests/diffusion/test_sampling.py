@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from vader.checks import ConfigError
-from vader.config import SamplerConfig, UNetConfig
 from vader.diffusion.edm import Denoiser, sample
 from vader.diffusion.sampling import (
     SamplingError,
@@ -20,6 +18,8 @@ from vader.diffusion.sampling import (
     sample_to_disk,
 )
 from vader.diffusion.unet3d import UNet3D
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import SamplerConfig, UNetConfig
 
 CONFIG = SamplerConfig(num_steps=4, s_churn=2.0)
 SHAPE = (3, 2, 2, 2)

@@ -9,19 +9,21 @@ import torch
 
 from tests.data import test_shards
 from tests.tiny import balls, tiny_experiment
-from vader import generation, runs
+from vader import stages
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
-from vader.checks import ConfigError
 from vader.data import DataError
 from vader.data.preparation import prepare_set
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising
-from vader.diffusion.text_config import PACKAGED_ENCODER, TextConfig
-from vader.generation import Models
-from vader.profiles import TEXT, experiment
-from vader.storage import plain, read_weights, save_weights
-from vader.training import autodecoder_settings, diffusion_run, stages
-from vader.weights import WeightsError
+from vader.generation import models as generation
+from vader.generation.models import Models
+from vader.settings.checks import ConfigError
+from vader.settings.profiles import TEXT, experiment
+from vader.settings.text import PACKAGED_ENCODER, TextConfig
+from vader.stages import autodecoder_settings, diffusion_run
+from vader.store import runs
+from vader.store.files import plain, read_weights, save_weights
+from vader.store.weights import WeightsError
 
 WIDTH = 6
 ENCODER = TextConfig("tiny-t5-test", tokens=5)  # of a size that no hub has

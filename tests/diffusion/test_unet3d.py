@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from vader.checks import ConfigError
-from vader.config import UNetConfig
 from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.unet3d import (
     ContextTransformer,
@@ -25,7 +23,9 @@ from vader.diffusion.unet3d import (
     downsample,
     upsample,
 )
-from vader.profiles import experiment
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import UNetConfig
+from vader.settings.profiles import experiment
 
 SMALL = UNetConfig(channels=16, depth=1, channel_mult=(1, 2), channels_per_head=8, dropout=0.0)
 TEXT = UNetConfig(

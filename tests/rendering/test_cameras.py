@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vader.config import DataConfig
 from vader.rendering.cameras import CameraError, Cameras, intrinsics_from_fov, look_at, sample_orbit
+from vader.settings.experiment import DataConfig
 
 
 def random_cameras(n: int = 3, height: int = 5, width: int = 7, seed: int = 0) -> Cameras:

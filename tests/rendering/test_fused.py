@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from vader.rendering import fused
 from vader.rendering.fused import fused_backend, render_backward, render_forward, render_rays_fused
 from vader.rendering.occupancy import occupied_cells
-from vader.rendering.volume import RenderingError, clip_to_cube, render_rays, render_rays_reference
+from vader.rendering.reference import RenderingError, clip_to_cube, render_rays, render_rays_reference
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])  # of subprocesses
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -323,7 +323,7 @@ TRITON_AGREES = """
 import torch
 from test_fused import assert_agrees, picture_and_gradient, rng, scene
 from vader.rendering import fused_cuda
-from vader.rendering.volume import clip_to_cube, render_rays_reference
+from vader.rendering.reference import clip_to_cube, render_rays_reference
 
 for rays, dtype, samples, stratified, stop in [
     (20, torch.float32, 4, -1, 0.0),
@@ -364,7 +364,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from vader.rendering import fused_cuda
+    from vader.rendering import cuda as fused_cuda
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter has replaced the compiler")

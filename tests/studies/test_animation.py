@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny_articulated, toys
-from vader.articulation.animation import Animator, load_animator
-from vader.articulation.evaluation import VideoScores
 from vader.articulation.poses import compose, fixed_camera, invert
-from vader.data import puppets
+from vader.data.sets import puppets
+from vader.evaluation.poses import VideoScores
+from vader.generation.animation import Animator, load_animator
 from vader.studies import animation
 from vader.studies.animation import (
     Measured,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tests.tiny import balls
-from vader.baselines.diffrf_config import diffrf
-from vader.profiles import experiment
+from vader.settings.diffrf import diffrf
+from vader.settings.profiles import experiment
 from vader.studies import budget
 
 

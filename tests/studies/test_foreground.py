@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.tiny import tiny_articulated, tiny_experiment, toys
-from vader.articulation.evaluation import VideoScores
-from vader.checks import ConfigError
-from vader.profiles import differences
+from vader.evaluation.poses import VideoScores
+from vader.settings.checks import ConfigError
+from vader.settings.profiles import differences
 from vader.studies import foreground
 from vader.studies.foreground import Outcome, gain, measure, over_seeds, picture_rows, variants
 

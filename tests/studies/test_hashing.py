@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from tests.tiny import balls, tiny_experiment
-from vader import runs
-from vader.checks import ConfigError
-from vader.paper import TRAINING_OBJECTS
-from vader.profiles import PAPER, study
+from vader.report.paper import TRAINING_OBJECTS
+from vader.settings.checks import ConfigError
+from vader.settings.profiles import PAPER, study
+from vader.stages import autodecoder_settings
+from vader.store import runs
 from vader.studies.hashing import VARIANTS, measure, scored_objects, storage, variants
-from vader.training import autodecoder_settings
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop"])

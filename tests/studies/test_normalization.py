@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
-from vader.checks import ConfigError
 from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.normalization import NORMALIZED_IQR, RobustStatistics
-from vader.runs import Run
+from vader.settings.checks import ConfigError
+from vader.stages import autodecoder_run
+from vader.store.runs import Run
 from vader.studies import normalization as module
 from vader.studies.normalization import BulkTest, Curve, NormalizationStudy, plant_tail
-from vader.training import autodecoder_run
 
 STUDY = NormalizationStudy(latents_seen=8, tails=(50.0,), seeds=(0, 1), points=2)
 

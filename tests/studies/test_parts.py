@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny_articulated, toys
-from vader.articulation.animation import Animator, load_animator, palette
-from vader.articulation.evaluation import VideoScores
 from vader.articulation.poses import compose, fixed_camera, invert
-from vader.profiles import experiment
+from vader.evaluation.poses import VideoScores
+from vader.generation.animation import Animator, load_animator, palette
+from vader.settings.profiles import experiment
 from vader.studies import parts
 
 pytest.importorskip("pytorch3d")

@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
-from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.checks import ConfigError
 from vader.data import DataError, prepare
-from vader.metrics.surfaces import solid_parts
-from vader.paper import TABLE2, table2_rows
-from vader.profiles import differences
+from vader.evaluation import costs
+from vader.evaluation.metrics.surfaces import solid_parts
 from vader.report.contract import check_row
-from vader.runs import Paused
+from vader.report.paper import TABLE2, table2_rows
+from vader.settings.checks import ConfigError
+from vader.settings.profiles import differences
+from vader.stages import autodecoder_settings
+from vader.store import runs
+from vader.store.runs import Paused
 from vader.studies import sweep
-from vader.training import autodecoder_settings
 from vader.training.process import sigterm_noted
 
 PROFILES = ("smoke", "laptop")

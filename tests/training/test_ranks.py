@@ -27,18 +27,21 @@ from tests.ranks import (
     write_in_turn,
 )
 from tests.tiny import balls, tiny_experiment
-from vader import costs, runs
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.checks import ConfigError
-from vader.config import Experiment
+from vader.commands.train import main, plan
 from vader.data import SequenceSet
 from vader.data.preparation import SetWriter
 from vader.data.views import MemoryViews
-from vader.distributed import Ranks, current, joined, select_device, threads_each
-from vader.profiles import PAPER, experiment
-from vader.runs import RunError
-from vader.storage import from_plain, plain, read_weights
-from vader.training import autodecoder_run, launch, main, plan, torchrun_command
+from vader.evaluation import costs
+from vader.settings.checks import ConfigError
+from vader.settings.experiment import Experiment
+from vader.settings.profiles import PAPER, experiment
+from vader.stages import autodecoder_run
+from vader.store import runs
+from vader.store.files import from_plain, plain, read_weights
+from vader.store.runs import RunError
+from vader.training import launch, torchrun_command
+from vader.training.distributed import Ranks, current, joined, select_device, threads_each
 from vader.training.launch import PAUSED
 
 REPLICATED = shared_experiment()

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.ranks import CPU, Drawing, draw_on_a_full_disk, draw_to_the_end, last_clock, start
-from vader import runs
-from vader.runs import Paused, RunError
-from vader.storage import read_json, read_weights, write_json
+from vader.store import runs
+from vader.store.files import read_json, read_weights, write_json
+from vader.store.runs import Paused, RunError
 from vader.training import checkpoints, fit
 
 KILLS_INSIDE, KILLS_ANYWHERE = 12, 14

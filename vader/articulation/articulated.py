@@ -17,22 +17,22 @@ from torch import Tensor, nn
 
 from ..autodecoder.losses import image_losses, perceptual_loss
 from ..autodecoder.reconstruction import Autodecoder
-from ..checks import require
-from ..config import Experiment
 from ..data import Video
 from ..rendering.cameras import Cameras
-from ..runs import Run
-from ..storage import save_weights
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..store.files import save_weights
+from ..store.runs import Run
+from .learning.one_part import grow, rigid
+from .learning.phases import DIVIDING, TEACHING, TRACKING, Phases
+from .learning.regions import Division
+from .learning.solids import asymmetry, centre_shifts, half_depth, inflated_silhouette
+from .learning.teaching import Lessons
+from .learning.tracks import Tracks
 from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
-from .one_part import grow, rigid
-from .phases import DIVIDING, TEACHING, TRACKING, Phases
 from .pose_model import PoseModel, load_pose_model
 from .poses import fixed_camera, neutral
-from .regions import Division
 from .skinning import render_posed
-from .start import asymmetry, centre_shifts, half_depth, inflated_silhouette
-from .teaching import Lessons
-from .tracks import Tracks
 
 if TYPE_CHECKING:
     from ..data import SequenceSet

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ArticulationConfig
+from ..settings.articulation import ArticulationConfig
 
 BORDER = 0.98  # of the visible part of the cube, where keypoints end up that are moved out of it
 

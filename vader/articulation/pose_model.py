@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checks import require
-from ..config import Experiment
-from ..runs import Run
-from ..storage import load_weights
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..store.files import load_weights
+from ..store.runs import Run
 from .keypoints import CanonicalKeypoints, KeypointPredictor
 from .poses import Guard, PoseError, fixed_camera, project, solve_poses
 from .refinement import at_distance, refine_poses

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from .config import ArticulationConfig
+from ..settings.articulation import ArticulationConfig
 
 # What the solver refuses: points as good as equal, weights as good as zero, 3D points as good as in a plane.
 MIN_SPREAD = 1e-4  # of 2D keypoints around their mean, root mean square, in units of half the image

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..rendering.cameras import Cameras
-from ..rendering.volume import clip_to_cube, composite, normal_volume, sample_depths, sample_volume
+from ..rendering.reference import clip_to_cube, composite, normal_volume, sample_depths, sample_volume
 from .poses import PoseError, invert, transform
 
 LOOKUPS_AT_ONCE = 2**24  # samples x parts held in memory; a lookup takes about 50 bytes with its gradient

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..checks import require
-from ..config import WORD_BITS, AutodecoderConfig
-from ..distributed import stream_seed
+from ..settings.checks import require
+from ..settings.experiment import WORD_BITS, AutodecoderConfig
+from ..training.distributed import stream_seed
 
 WORD = 2**WORD_BITS  # the multiplication method works modulo this
 

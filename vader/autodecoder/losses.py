@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ReconstructionConfig
-from ..weights import vgg_features, vgg_relu_indices
+from ..settings.experiment import ReconstructionConfig
+from ..store.weights import vgg_features, vgg_relu_indices
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import require
-from ..config import Experiment
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
-from ..distributed import ALONE, Ranks, stream_seed
 from ..rendering.fused import fused_backend
-from ..rendering.volume import render_rays
-from ..runs import Run
-from ..sharding import whole
-from ..storage import load_weights, save_weights
+from ..rendering.reference import render_rays
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..store.files import load_weights, save_weights
+from ..store.runs import Run
+from ..training.distributed import ALONE, Ranks, stream_seed
+from ..training.sharding import whole
 from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
 from .losses import image_losses, perceptual_loss

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checks import require
-from ..config import Experiment
 from ..data import SequenceSet
 from ..diffusion.ema import EMA
 from ..rendering.cameras import Cameras
-from ..storage import save_weights
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..store.files import save_weights
 
 
 @dataclass(frozen=True)

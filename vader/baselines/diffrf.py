@@ -33,20 +33,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import runs
-from ..checks import require
-from ..costs import denoiser_stages
+from ..commands.train import run_options
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import per_object, standard_normal
 from ..diffusion.ema import EMA
 from ..diffusion.sampling import for_inference, object_generators
 from ..diffusion.unet3d import UNet3D
-from ..profiles import experiment
-from ..runs import Paused, Run, RunError
-from ..storage import load_weights, plain, save_weights
+from ..evaluation.costs import denoiser_stages
+from ..settings.checks import require
+from ..settings.diffrf import DiffRFConfig, FieldDiffusionConfig, diffrf
+from ..settings.profiles import experiment
+from ..store import runs
+from ..store.files import load_weights, plain, save_weights
+from ..store.runs import Paused, Run, RunError
 from ..training import PAUSED, fit, select_device
-from ..training.command import run_options
-from .diffrf_config import DiffRFConfig, FieldDiffusionConfig, diffrf
 from .radiance_fields import (
     CHANNELS,
     TrainingRays,
@@ -60,7 +60,7 @@ from .radiance_fields import (
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-    from ..generation import System
+    from ..generation.models import System
 
 
 # ---------------------------------------------------------------------------------------------------- the model

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..checks import ConfigError
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
+from ..settings.checks import ConfigError
 
 Prior = Literal["standard", "fitted"]
 PRIORS: dict[Prior, str] = {"standard": "N(0, I)", "fitted": "Gaussian fitted to the embeddings"}

@@ -11,19 +11,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import runs
-from ..checks import nearest, require
-from ..config import Experiment
+from ..commands.train import run_options
 from ..data import SequenceSet, prepare
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
-from ..profiles import experiment
 from ..rendering.cameras import Cameras
-from ..rendering.volume import voxel_centres
-from ..runs import Paused, Run, RunError
-from ..storage import load_weights, plain
+from ..rendering.reference import voxel_centres
+from ..settings.checks import nearest, require
+from ..settings.experiment import Experiment
+from ..settings.profiles import experiment
+from ..store import runs
+from ..store.files import load_weights, plain
+from ..store.runs import Paused, Run, RunError
 from ..training import PAUSED, fit, select_device
-from ..training.command import run_options
 from .adversarial import Adversarial, AdversarialConfig, RealViews, Scene
 
 CHUNK = 2**16  # points of a density grid that are evaluated at once

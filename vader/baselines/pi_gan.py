@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import require
 from ..rendering.cameras import Cameras
-from ..rendering.volume import render_field
+from ..rendering.reference import render_field
+from ..settings.checks import require
 from .adversarial import Adversarial, AdversarialConfig, Scene, resized
 from .gan import Baseline
 

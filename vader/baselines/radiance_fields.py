@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import runs
-from ..checks import require
 from ..data import SequenceSet
 from ..rendering.fused import fused_backend
-from ..rendering.volume import render_rays
-from ..runs import Run, RunError
-from ..storage import read_weights, save_weights
+from ..rendering.reference import render_rays
+from ..settings.checks import require
+from ..store import runs
+from ..store.files import read_weights, save_weights
+from ..store.runs import Run, RunError
 from ..training import fit, select_device
 
 CHANNELS = 4  # density and colour

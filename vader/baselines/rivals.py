@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import runs
-from ..generation import Generator, Models
-from ..runs import Run
+from ..generation.models import Generator, Models
+from ..settings.diffrf import diffrf
+from ..store import runs
+from ..store.runs import Run
 from .diffrf import diffrf_run, diffrf_settings, diffrf_system
-from .diffrf_config import diffrf
 from .eg3d import EG3D
 from .gan import Baseline
 from .pi_gan import PI_GAN

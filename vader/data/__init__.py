@@ -7,8 +7,8 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from ..checks import ConfigError, nearest, require
-from ..config import DataConfig
+from ..settings.checks import ConfigError, nearest, require
+from ..settings.experiment import DataConfig
 from .prepared import DataError, SequenceSet, load_prepared
 from .sequence import SEQUENCES, Sequence, load_set
 from .shards import ShardedSet, load_shards
@@ -46,7 +46,7 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
         raise ConfigError(
             f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
         )
-    reader = import_module(f".{READERS[config.name]}", __name__).prepare
+    reader = import_module(f".sets.{READERS[config.name]}", __name__).prepare
     for option in options:
         taken = list(signature(reader).parameters)[1:]
         require(option in taken, f"data set {config.name!r} takes no option {option!r}, it takes {', '.join(taken)}")

@@ -33,8 +33,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import DataConfig
-from ..storage import sync
+from ..settings.experiment import DataConfig
+from ..store.files import sync
 from .prepared import DataError, Kind, SequenceSet, data_digest, data_root, load_prepared, write_manifest
 from .sequence import SEQUENCES, Sequence
 from .shards import SCHEMA_VERSION as SHARDS_SCHEMA

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..config import DataConfig
+from ..settings.experiment import DataConfig
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "test")

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DataConfig
 from ..rendering.cameras import CameraError, Cameras, sample_orbit
+from ..settings.experiment import DataConfig
 from .prepared import (
     FACTS,
     DataError,

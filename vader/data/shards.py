@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import DataConfig
 from ..rendering.cameras import Cameras
-from ..storage import read_json, write_json
+from ..settings.experiment import DataConfig
+from ..store.files import read_json, write_json
 from .prepared import SPLITS, DataError, SequenceSet, data_digest
 from .sequence import Sequence
 

@@ -12,7 +12,7 @@ In a prepared set (`vader.data.prepared`) a video is a folder
         normals/000.png  the surface's normal there
 
 The camera is UVA's (field of view 0.175 rad, the subject between depths 9.5 and 11.5): it stands still 10.5 before
-the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/articulation/profiles.py), which is where the subject is, y up
+the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/settings/videos.py), which is where the subject is, y up
 and, on the whole, facing the camera. Camera axes are OpenCV's (x right, y down, z forward).
 """
 
@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import ConfigError
-from ..config import DataConfig
 from ..rendering.cameras import Cameras, intrinsics_from_fov
+from ..settings.checks import ConfigError
+from ..settings.experiment import DataConfig
 from .prepared import (
     FACTS,
     DataError,

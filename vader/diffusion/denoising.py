@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..checks import require
-from ..config import Experiment
-from ..distributed import ALONE, Ranks
-from ..runs import Run
-from ..sharding import shard, whole
-from ..storage import load_weights, plain, read_weights, save_weights
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..store.files import load_weights, plain, read_weights, save_weights
+from ..store.runs import Run
+from ..training.distributed import ALONE, Ranks
+from ..training.sharding import shard, whole
 from . import latents
 from .edm import Denoiser, corrupted_loss, corruption, drop_condition
 from .ema import EMA

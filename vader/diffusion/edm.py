@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..checks import ConfigError, require
-from ..config import SamplerConfig
+from ..settings.checks import ConfigError, require
+from ..settings.experiment import SamplerConfig
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, sigma, context -> estimate of x0
 Generators = torch.Generator | Sequence[torch.Generator]  # one for the batch, or one for each object in it

@@ -1,6 +1,6 @@
 """Latents of more objects than memory holds: extracted once into a file, read from it batch by batch.
 
-The file is a run of its own (`vader.runs`), `<data>-latents-<digest>`: found under the digest of the stage-1 run,
+The file is a run of its own (`vader.store.runs`), `<data>-latents-<digest>`: found under the digest of the stage-1 run,
 written by one process while others wait, resumed where it was stopped, and checked against the SHA-256 in its DONE.
 """
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import runs
 from ..autodecoder.reconstruction import Autodecoder
-from ..storage import RunError, canonical, read_json, write_json
+from ..store import runs
+from ..store.files import RunError, canonical, read_json, write_json
 from .normalization import RobustStatistics
 
 IN_MEMORY = 2**31  # bytes of latents up to which stage 2 keeps them in memory

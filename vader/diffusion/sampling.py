@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checks import require
-from ..config import SamplerConfig
-from ..storage import write_json
+from ..settings.checks import require
+from ..settings.experiment import SamplerConfig
+from ..store.files import write_json
 from .edm import Denoise, Denoiser, sample, standard_normal
 
 MAX_BATCH = 256  # beyond it a GPU gains nothing, and an interruption costs more

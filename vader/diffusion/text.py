@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import require
 from ..data.prepared import DataError, SequenceSet
 from ..data.shards import Keys, ShardedSet
-from ..storage import canonical, read_weights, save_weights
-from ..weights import WeightsError, resolve
-from .text_config import PACKAGED_ENCODER, TextConfig
+from ..settings.checks import require
+from ..settings.text import PACKAGED_ENCODER, TextConfig
+from ..store.files import canonical, read_weights, save_weights
+from ..store.weights import WeightsError, resolve
 
 SCHEMA_VERSION = 1  # raised whenever the same captions and settings come to mean other embeddings
 T5_FAMILY = ("t5", "mt5", "umt5")  # `model_type` of the encoders that are opened by name

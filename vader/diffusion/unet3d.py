@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import ConfigError, require
-from ..config import UNetConfig
+from ..settings.checks import ConfigError, require
+from ..settings.experiment import UNetConfig
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import DataConfig
+from ..settings.experiment import DataConfig
 
 
 class CameraError(ValueError):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .occupancy import occupied_cells
-from .volume import Rendering, RenderingError, clip_to_cube
+from .reference import Rendering, RenderingError, clip_to_cube
 
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
@@ -86,7 +86,7 @@ def render_forward(
 
     `seed` < 0 samples bin centres; `occupied` (`occupancy.occupied_cells`) tells what not to jump over, on the CPU.
     """
-    from . import fused_cpu
+    from . import cpu as fused_cpu
 
     out = torch.empty(*enter.shape, OUTPUTS)
     skipping = occupied is not None
@@ -99,7 +99,7 @@ def render_forward(
 
 @render_forward.register_kernel("cuda")
 def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
-    from . import fused_cuda
+    from . import cuda as fused_cuda
 
     rays = _rays(origins, directions, enter, leave)
     return fused_cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
@@ -119,7 +119,7 @@ def render_backward(
     grad_out: Tensor,
 ) -> Tensor:
     """Kernel entry: gradient of the volume, (b, c, d, h, w) in channels_last_3d memory."""
-    from . import fused_cpu
+    from . import cpu as fused_cpu
 
     b, _, d, h, w = volume.shape
     # Every thread owns an object; where few objects do not divide among the threads, several threads own partial
@@ -134,7 +134,7 @@ def render_backward(
 
 @render_backward.register_kernel("cuda")
 def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
-    from . import fused_cuda
+    from . import cuda as fused_cuda
 
     rays = _rays(origins, directions, enter, leave)
     grad = fused_cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, out, *_rays(grad_out))
@@ -206,7 +206,7 @@ def render_rays_fused(
     seed = -1 if stratified_seed is None else stratified_seed & 0xFFFFFFFF
     occupied = None
     if skip_empty and backend == "numba":
-        from .fused_cpu import CELL, SEGMENT
+        from .cpu import CELL, SEGMENT
 
         occupied = occupied_cells(volume[:, 0].float(), stop / DIAGONAL, CELL, SEGMENT / num_samples)
     out = render_forward(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied)

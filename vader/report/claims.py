@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..paths import reports_dir
-from ..storage import write_json
+from ..store.files import write_json
+from ..store.paths import reports_dir
 from .contract import VERDICTS
 from .report import read_reports
 

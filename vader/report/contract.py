@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from ..checks import nearest
-from ..storage import canonical
+from ..settings.checks import nearest
+from ..store.files import canonical
 
 SYSTEMS = {  # name in reports -> name in tables; variations of ours are called ours-<change>
     "ours": "Ours",

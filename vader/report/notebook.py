@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import nearest
-from ..paths import notebooks_dir, project_root, reports_dir
+from ..settings.checks import nearest
+from ..store.paths import notebooks_dir, project_root, reports_dir
 from .report import notebook_part
 
 if TYPE_CHECKING:

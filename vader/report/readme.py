@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..paths import project_root, reports_dir
+from ..store.paths import project_root, reports_dir
 from .contract import SYSTEMS
 from .report import read_reports
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..paths import reports_dir
-from ..provenance import environment
-from ..runs import Run, utc_now
-from ..storage import RunError, read_json, write_json
+from ..store.files import RunError, read_json, write_json
+from ..store.paths import reports_dir
+from ..store.provenance import environment
+from ..store.runs import Run, utc_now
 from .contract import COUNTS, ReportError, check_claim, check_row, report_digest, validate
 from .tables import table
 
@@ -51,7 +51,7 @@ class Report:
         self.claims.append(claim)
 
     def used(self, what: Run | Any) -> None:
-        """Note a run, or pretrained weights that `vader.weights.resolve` found, that the numbers rest on."""
+        """Note a run, or pretrained weights that `vader.store.weights.resolve` found, that the numbers rest on."""
         if isinstance(what, Run):
             facts = {key: what.record.get(key) for key in ("seed", "device", "seconds", "peak_memory_bytes")}
             self.runs.append({"run": what.folder.name, "digest": what.digest, "origin": what.origin, **facts})

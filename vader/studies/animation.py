@@ -11,8 +11,14 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..articulation.animation import Animator
-from ..articulation.evaluation import (
+from ..articulation.poses import neutral
+from ..data import READERS, SequenceSet, Truth, Video
+from ..diffusion.sampling import object_generators
+from ..evaluation.metrics.features import Features, check_independent, extract
+from ..evaluation.metrics.poses import pose_errors
+from ..evaluation.metrics.surfaces import solid_parts
+from ..evaluation.pictures import finite_features
+from ..evaluation.poses import (
     ROOT,
     VideoScores,
     common_root_errors,
@@ -20,16 +26,10 @@ from ..articulation.evaluation import (
     render_in_random_poses,
     score_animation,
 )
-from ..articulation.poses import neutral
-from ..config import DataConfig
-from ..data import READERS, SequenceSet, Truth, Video
-from ..diffusion.sampling import object_generators
-from ..evaluation import finite_features
-from ..generation import System
-from ..metrics.features import Features, check_independent, extract
-from ..metrics.poses import pose_errors
-from ..metrics.surfaces import solid_parts
+from ..generation.animation import Animator
+from ..generation.models import System
 from ..report import decide, seed_interval
+from ..settings.experiment import DataConfig
 
 VIEWS = 5  # poses of each generated and frames of each training subject that are compared (Sec. 4.2)
 CHANNELS = ("colour", "depth", "normals")  # of a clip, as Fig. 2 shows them
@@ -99,7 +99,7 @@ def root_rotations(
 
 def render_motion(config: DataConfig, identity: int, motion: int) -> tuple[Video, Truth]:
     """The subject of rendered video `identity` moving as in video `motion`, by the renderer of the set."""
-    return import_module(f"..data.{READERS[config.name]}", __package__).render_motion(config, identity, motion)
+    return import_module(f"..data.sets.{READERS[config.name]}", __package__).render_motion(config, identity, motion)
 
 
 def number(key: str) -> int:

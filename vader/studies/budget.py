@@ -22,18 +22,18 @@ import torch
 
 from ..autodecoder.reconstruction import Reconstruction
 from ..baselines.diffrf import FieldDiffusion
-from ..baselines.diffrf_config import diffrf
 from ..baselines.eg3d import EG3D
 from ..baselines.pi_gan import PI_GAN
 from ..baselines.radiance_fields import FieldFitting
-from ..config import Experiment
 from ..data import SequenceSet, prepare
 from ..diffusion.denoising import Denoising
-from ..paths import reports_dir
-from ..profiles import experiment
-from ..provenance import environment
-from ..storage import read_json, write_json
-from ..training import autodecoder_run
+from ..settings.diffrf import diffrf
+from ..settings.experiment import Experiment
+from ..settings.profiles import experiment
+from ..stages import autodecoder_run
+from ..store.files import read_json, write_json
+from ..store.paths import reports_dir
+from ..store.provenance import environment
 from ..training.loop import Task
 from ..training.process import keep_freed_memory
 

@@ -17,17 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..articulation.animation import Animator, load_animator
-from ..articulation.evaluation import VideoScores, score_videos
-from ..articulation.one_part import rigid
-from ..articulation.profiles import VIDEO_SETS
-from ..checks import require
-from ..config import Experiment
+from ..articulation.learning.one_part import rigid
 from ..data import SequenceSet, Truth, Video, prepare
-from ..profiles import experiment
+from ..evaluation.poses import VideoScores, score_videos
+from ..generation.animation import Animator, load_animator
 from ..report import decide, seed_interval
-from ..runs import Paused
-from ..training import PAUSED, autodecoder_run
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..settings.profiles import experiment
+from ..settings.videos import VIDEO_SETS
+from ..stages import autodecoder_run
+from ..store.runs import Paused
+from ..training import PAUSED
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
 IMAGES = {"smoke": 320, "laptop": 36_000, "gpu": 200_000}  # seen by each

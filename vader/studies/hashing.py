@@ -14,16 +14,17 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import costs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..checks import require
-from ..config import Experiment
 from ..data import SequenceSet, prepare
-from ..evaluation import Mean, heldout_reconstruction
-from ..generation import Models
-from ..profiles import study
-from ..runs import Paused, Run
-from ..training import PAUSED, autodecoder_run, select_device
+from ..evaluation import costs
+from ..evaluation.pictures import Mean, heldout_reconstruction
+from ..generation.models import Models
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..settings.profiles import study
+from ..stages import autodecoder_run
+from ..store.runs import Paused, Run
+from ..training import PAUSED, select_device
 
 SEEDS = 3  # trainings of each variant
 DENSE = dict(hash_rows=0, hash_codebooks=256, hash_multipliers="corrected")

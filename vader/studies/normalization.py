@@ -22,18 +22,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import runs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..checks import require
-from ..config import Experiment
 from ..data import SequenceSet
 from ..diffusion.denoising import Denoising, extract_latents
 from ..diffusion.edm import Denoiser
 from ..diffusion.normalization import NORMALIZED_IQR, RobustStatistics
 from ..report import decide, seed_interval
-from ..runs import Run
-from ..storage import read_weights, save_weights
-from ..training import LOG_POINTS, autodecoder_run, fit, select_device
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..stages import autodecoder_run
+from ..store import runs
+from ..store.files import read_weights, save_weights
+from ..store.runs import Run
+from ..training import LOG_POINTS, fit, select_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

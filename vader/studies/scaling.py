@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from .. import costs
 from ..autodecoder.reconstruction import Reconstruction
-from ..config import Experiment
 from ..data import Sequence, SequenceSet
-from ..distributed import current, joined, stream_seed
+from ..evaluation import costs
 from ..rendering.cameras import sample_orbit
+from ..settings.experiment import Experiment
+from ..training.distributed import current, joined, stream_seed
 
 LIBRARIES = ("dense", "partitioned", "hashed")
 

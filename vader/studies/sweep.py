@@ -25,19 +25,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import costs, evaluation, figures, generation, runs
 from ..autodecoder.reconstruction import load_autodecoder
-from ..checks import require
-from ..config import EvaluationConfig, Experiment
 from ..data import DataError, SequenceSet, load_set, prepare
-from ..generation import Models
-from ..metrics.features import Features
-from ..metrics.surfaces import solid_parts
-from ..profiles import study
-from ..report import decide, seed_interval
-from ..runs import Paused, Run
-from ..storage import read_weights, save_weights
-from ..training import PAUSED, autodecoder_run, diffusion_run, select_device
+from ..evaluation import costs
+from ..evaluation import pictures as evaluation
+from ..evaluation.metrics.features import Features
+from ..evaluation.metrics.surfaces import solid_parts
+from ..generation import models as generation
+from ..generation.models import Models
+from ..report import decide, figures, seed_interval
+from ..settings.checks import require
+from ..settings.experiment import EvaluationConfig, Experiment
+from ..settings.profiles import study
+from ..stages import autodecoder_run, diffusion_run
+from ..store import runs
+from ..store.files import read_weights, save_weights
+from ..store.runs import Paused, Run
+from ..training import PAUSED, select_device
 from ..training.process import in_processes
 
 Measurements = dict[str, Tensor]  # of one training, by quantity

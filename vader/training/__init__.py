@@ -1,19 +1,15 @@
-"""Training, on a laptop, a GPU or many of them: `autodecoder_run` and `diffusion_run` are how the rest of the package
-asks for trained weights. As a command:
+"""One loop for whatever is trained, on a laptop, a GPU or many of them: checkpoints, ranks, divided weights.
 
-    python -m vader.training --profile laptop --data furniture_chairs [--stage all] [--max-seconds 540]
-    torchrun --standalone --nproc-per-node=8 -m vader.training --profile gpu --data furniture_chairs --microbatches 8
+It knows tasks (`loop.Task`), not models. `vader.stages` says which runs the two stages are.
 """
 
 from __future__ import annotations
 
-from ..distributed import select_device, stream_seed
-from .command import main, plan
+from .distributed import select_device, stream_seed
 from .launch import PAUSED, torchrun_command
 from .loop import CHECKPOINT_SECONDS, LOG_POINTS, Task, fit, learning_rate_factor
-from .stages import articulated_run, autodecoder_run, autodecoder_settings, diffusion_run
 
 __all__ = [
-    "CHECKPOINT_SECONDS", "LOG_POINTS", "PAUSED", "Task", "articulated_run", "autodecoder_run", "autodecoder_settings",
-    "diffusion_run", "fit", "learning_rate_factor", "main", "plan", "select_device", "stream_seed", "torchrun_command",
+    "CHECKPOINT_SECONDS", "LOG_POINTS", "PAUSED", "Task", "fit", "learning_rate_factor", "select_device",
+    "stream_seed", "torchrun_command",
 ]  # fmt: skip

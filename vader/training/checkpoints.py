@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from ..distributed import ALONE, Ranks
-from ..storage import RunError, differences, read_json, sha256, sync, write_json
+from ..store.files import RunError, differences, read_json, sha256, sync, write_json
+from .distributed import ALONE, Ranks
 
 SCHEMA = 1
 KEPT = 2

@@ -31,14 +31,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..distributed import threads_each
-from ..paths import runs_dir
-from ..runs import Paused, RunError
-from ..storage import plain, write_json
+from ..store.files import plain, write_json
+from ..store.paths import runs_dir
+from ..store.runs import Paused, RunError
+from .distributed import threads_each
 
 if TYPE_CHECKING:
-    from ..config import Experiment
     from ..data import SequenceSet, ShardedSet
+    from ..settings.experiment import Experiment
 
 PAUSED = 75  # exit status of a training that stopped on purpose and can be resumed (EX_TEMPFAIL)
 PROGRESS = "VADER_PROGRESS"  # set: show progress bars though no terminal is there
@@ -71,7 +71,7 @@ def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 
         logs_specs=DefaultLogsSpecs(),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "vader.training", *arguments)
+        elastic_launch(config, sys.executable)("-m", "vader", "train", *arguments)
     except ChildFailedError as error:
         statuses = {failure.exitcode for failure in error.failures.values()}
         return PAUSED if PAUSED in statuses else 1  # which all ranks agree on; the agent may stop some before their end
@@ -92,7 +92,7 @@ def torchrun_command(nodes: int, ranks: int, meeting: str, **options: Any) -> li
         if value is not False
     ]
     agents = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--max-restarts=3"]
-    return ["torchrun", *agents, f"--nproc-per-node={ranks}", "-m", "vader.training", *words]
+    return ["torchrun", *agents, f"--nproc-per-node={ranks}", "-m", "vader", "train", *words]
 
 
 def train_on(
@@ -114,7 +114,7 @@ def train_on(
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
         write_json(job, {"experiment": plain(config), "data": str(data.folder), "options": plain(options)})
-        command = [sys.executable, "-m", "vader.training", "--job", str(job), "--stage", stage, "--device", device]
+        command = [sys.executable, "-m", "vader", "train", "--job", str(job), "--stage", stage, "--device", device]
         command += ["--ranks", str(ranks)] + (["--max-seconds", str(max_seconds)] if max_seconds is not None else [])
         environment = {**os.environ, PROGRESS: "1", "VADER_RUNS": str(runs_dir())}
         process = subprocess.Popen(
@@ -140,9 +140,9 @@ def train_on(
 
 def read_job(file: Path) -> tuple[Experiment, SequenceSet | ShardedSet, dict[str, Any]]:
     """What `train_on` wrote: the experiment, its data, and options of a stage."""
-    from ..config import Experiment
     from ..data import open_set
-    from ..storage import from_plain
+    from ..settings.experiment import Experiment
+    from ..store.files import from_plain
 
     job = json.loads(Path(file).read_text(encoding="utf-8"))
     return from_plain(Experiment, job["experiment"]), open_set(Path(job["data"])), job["options"]

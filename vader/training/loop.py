@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from .. import runs
-from ..checks import require
-from ..distributed import ALONE, Ranks, current, stream_seed
-from ..provenance import peak_memory
-from ..runs import Paused, RunError
-from ..sharding import load_module, local, shape_moments, whole
-from ..storage import read_json
+from ..settings.checks import require
+from ..store import runs
+from ..store.files import read_json
+from ..store.provenance import peak_memory
+from ..store.runs import Paused, RunError
 from . import checkpoints
+from .distributed import ALONE, Ranks, current, stream_seed
 from .launch import PROGRESS
 from .process import keep_freed_memory, sigterm_noted
+from .sharding import load_module, local, shape_moments, whole
 
 CHECKPOINT_SECONDS = 60.0
 LOG_POINTS = 400  # points on a run's loss curve

@@ -1,0 +1,185 @@
+"""What is committed under reports/: reports keep the contract and their expected values, runs are whole.
+
+`reports/expected.json` says what a committed report should hold: {"table1.laptop": [{"system": …, "dataset": …,
+"metric": …, "value": …, "rtol": …, "atol": …, "trivial": …, "why": …}]}. `trivial` is what a method that learned
+nothing would get, and no tolerance may reach halfway there. The other fields (variant, features, source, …) narrow
+down the row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from vader.report import read_reports
+from vader.report.claims import claims_page, collect_claims
+from vader.report.readme import END, START, excerpt
+from vader.store.files import read_json
+from vader.store.runs import open_run
+
+REPORTS = Path(__file__).parents[2] / "reports"
+FILES = sorted(f for f in REPORTS.glob("*.*.json") if not f.name.startswith("benchmarks.") and ".smoke." not in f.name)
+RUNS = sorted(folder for folder in (REPORTS / "runs").glob("*") if folder.is_dir())
+EXPECTED = read_json(REPORTS / "expected.json") if (REPORTS / "expected.json").exists() else {}
+CHECKS = {"value", "rtol", "atol", "trivial", "why"}
+
+
+def tolerance(entry: dict) -> float:
+    return entry["atol"] + entry["rtol"] * abs(entry["value"])
+
+
+def faults_of_expectation(entry: dict) -> list[str]:
+    """What is wrong with an entry of expected.json itself."""
+    missing = sorted((CHECKS | {"system", "dataset", "metric"}) - entry.keys())
+    if missing:
+        return [f"lacks {missing}"]
+    faults = (
+        [] if tolerance(entry) < abs(entry["value"] - entry["trivial"]) / 2 else ["tolerates half the way to trivial"]
+    )
+    return faults + ([] if entry["why"].strip() else ["says no why"])
+
+
+def faults_of_report(report: dict, entries: list[dict]) -> list[str]:
+    """Where a report does not hold what is expected of it."""
+    faults = []
+    for entry in entries:
+        wanted = {key: value for key, value in entry.items() if key not in CHECKS}
+        # null: the row has no such field
+        values = [row["value"] for row in report["rows"] if all(row.get(key) == wanted[key] for key in wanted)]
+        if len(values) != 1 or not math.isclose(values[0], entry["value"], rel_tol=0, abs_tol=tolerance(entry)):
+            faults.append(f"{wanted}: found {values}, expected {entry['value']} ± {tolerance(entry):g}")
+    return faults
+
+
+def faults_of_benchmark(report: dict) -> list[str]:
+    """Where a benchmark report breaks its contract."""
+    faults = []
+    for i, row in enumerate(report["rows"]):
+        if not {"system", "against", "work", "metric", "value", "min", "max", "n"} <= row.keys():
+            faults.append(f"row {i} lacks fields")
+        elif row["metric"] not in ("speed_ratio", "memory_ratio"):
+            faults.append(f"row {i}: metric is {row['metric']!r}")
+        elif not (0 < row["min"] <= row["value"] <= row["max"] and row["n"] >= 1):
+            faults.append(f"row {i}: expected 0 < min <= value <= max and n >= 1")
+    return faults
+
+
+# ------------------------------------------------------------------------------------------- what is committed
+
+
+def test_every_report_keeps_the_contract():
+    assert len(read_reports(REPORTS)) == len(FILES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_report_holds_what_is_expected_of_it(file):
+    assert faults_of_report(read_json(file), EXPECTED.get(file.stem, [])) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_report_has_a_page_that_needs_no_network_and_the_runs_it_rests_on(file):
+    page = file.with_suffix(".html").read_text(encoding="utf-8")
+    assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["']?(https?:)?//""", page)
+    committed = {open_run(folder).digest for folder in RUNS}
+    used = {run["digest"] for run in read_json(file)["environment"]["runs"] if run["origin"] == "reference run"}
+    assert used <= committed
+
+
+def test_the_ledger_of_claims_is_that_of_the_reports():
+    if not FILES and not (REPORTS / "claims.json").exists():
+        pytest.skip("no report is committed yet")
+    ledger = collect_claims(read_reports(REPORTS))
+    assert json.loads(json.dumps(ledger)) == read_json(REPORTS / "claims.json"), (
+        "python -m vader.report claims renews it"
+    )
+    assert (REPORTS / "claims.html").read_text(encoding="utf-8") == claims_page(ledger)
+
+
+def test_readme_shows_the_numbers_of_the_reports():
+    text = (REPORTS.parent / "README.md").read_text(encoding="utf-8")
+    shown = text.partition(START)[2].partition(END)[0].strip()
+    assert shown == excerpt(read_reports(REPORTS)), "python -m vader.report claims renews it"
+
+
+def test_the_excerpt_keeps_measured_and_stated_numbers_apart():
+    row = {"system": "ours", "dataset": "furniture_chairs", "metric": "kd", "value": 12.345, "std": 0.5}
+    stated = {**row, "dataset": "abo_tables", "metric": "fid", "value": 18.44, "source": "paper"}
+    del stated["std"]
+    report = {"notebook": "table1-furniture", "profile": "laptop", "rows": [{**row, "source": "measured"}, stated]}
+    smoke = {**report, "profile": "smoke", "rows": [{**row, "source": "measured", "value": 99.0}]}
+    lines = excerpt([smoke, report]).splitlines()
+    ours = [cell.strip() for cell in lines[2].split("|")]
+    assert ours[2] == "12.35 ± 0.5" and ours[7] == "18.44 / –"
+    assert not any("99" in line for line in lines)
+    assert set(lines[3].split("|")[2:8]) == {" – "}
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_a_reference_run_is_whole_and_says_where_it_comes_from(folder):
+    run = open_run(folder)
+    assert folder.name == f"{run.name}-{run.digest[:12]}" and run.files
+    assert run.record["seconds"] > 0 and run.record["device"]
+    assert run.record["curves"] or "table.safetensors" in run.files, "a sweep's table has none of its own"
+    assert all(session["commit"] and session["versions"] for session in run.record["sessions"])
+
+
+def test_reference_runs_are_small():
+    files = [file for folder in RUNS for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 40e6
+    assert sum(file.stat().st_size for file in files) <= 41 * 2**20
+    assert not [file for file in files if file.name.startswith("checkpoint")]
+
+
+@pytest.mark.parametrize("file", sorted(REPORTS.glob("benchmarks.*.json")), ids=lambda file: file.stem)
+def test_a_benchmark_keeps_the_contract(file):
+    assert faults_of_benchmark(read_json(file)) == []
+
+
+def test_expectations_are_tight_and_of_reports_that_exist():
+    assert EXPECTED.keys() <= {file.stem for file in FILES}
+    assert [fault for entries in EXPECTED.values() for entry in entries for fault in faults_of_expectation(entry)] == []
+
+
+# ------------------------------------------------------------------------------------- that the checks can fail
+
+ENTRY = {
+    "system": "ours", "dataset": "furniture_chairs", "metric": "psnr", "value": 30.0, "rtol": 0.0, "atol": 0.5,
+    "trivial": 15.0, "why": "two seeds differ by 0.2",
+}  # fmt: skip
+ROW = {"system": "ours", "dataset": "furniture_chairs", "metric": "psnr", "value": 30.4, "source": "measured"}
+
+
+def test_a_number_outside_its_tolerance_is_found():
+    assert faults_of_report({"rows": [ROW]}, [ENTRY]) == []
+    for rows in ([{**ROW, "value": 30.6}], [{**ROW, "value": 29.4}], [{**ROW, "dataset": "x"}], [ROW, ROW], []):
+        (fault,) = faults_of_report({"rows": rows}, [ENTRY])
+        assert "expected 30.0 ± 0.5" in fault
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, []),
+        ({"atol": 7.6}, ["tolerates half the way to trivial"]),
+        ({"rtol": 0.3}, ["tolerates half the way to trivial"]),
+        ({"trivial": 30.5}, ["tolerates half the way to trivial"]),
+        ({"why": " "}, ["says no why"]),
+    ],
+)
+def test_a_tolerance_that_would_pass_a_trivial_method_is_found(change, fault):
+    assert faults_of_expectation({**ENTRY, **change}) == fault
+    assert faults_of_expectation({"value": 1.0}) == [
+        "lacks ['atol', 'dataset', 'metric', 'rtol', 'system', 'trivial', 'why']"
+    ]
+
+
+@pytest.mark.parametrize("change", [{"value": 9.0}, {"min": 0.0}, {"n": 0}, {"metric": "speed"}])
+def test_a_benchmark_row_that_breaks_the_contract_is_found(change):
+    row = {"system": "fused", "against": "pytorch3d", "work": "w", "metric": "speed_ratio"}
+    row |= {"value": 8.0, "min": 7.0, "max": 8.5, "n": 5}
+    assert faults_of_benchmark({"rows": [row]}) == []
+    assert len(faults_of_benchmark({"rows": [row, {**row, **change}, {"system": "fused"}]})) == 2

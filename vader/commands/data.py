@@ -1,0 +1,61 @@
+"""Prepare a data set: python -m vader.data furniture_chairs --profile laptop [--source PATH] [--workers N]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data import READERS, prepare
+from ..data.prepared import DataError, SequenceSet
+from ..data.shards import ShardedSet
+from ..data.video import Video
+from ..settings.checks import ConfigError
+from ..settings.profiles import experiment
+
+
+def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
+    """The first view of every object, or frame of every video, training objects first, as one image
+    (rows * h, columns * w, 3) uint8."""
+    images = [(s.frames if isinstance(s, Video) else s.images)[0] for s in data]
+    images += [torch.zeros_like(images[0])] * (-len(images) % columns)
+    return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vader.data", description="Render a data set once; then it loads.")
+    parser.add_argument("name", help=f"one of {', '.join(READERS)}")
+    parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
+    parser.add_argument(
+        "--source",
+        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder; "
+        "people_bodies: folder of motion clips",
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--objects-per-shard", type=int, metavar="N", help="write tars of N objects, for sets larger than memory"
+    )
+    parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
+    given = parser.parse_args(arguments)
+    names = ("source", "workers", "objects_per_shard")
+    options = {name: value for name in names if (value := getattr(given, name)) is not None}
+    try:
+        data = prepare(experiment(given.profile, given.name).data, **options)
+        if isinstance(data, ShardedSet):
+            print(
+                f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}"
+            )
+            return 0
+        if given.sheet:
+            Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
+    except (ConfigError, DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    train, test = len(data.split("train")), len(data.split("test"))
+    views = f"{data.train_views} training and {data.heldout_views} held-out views"
+    print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
+    print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    return 0

@@ -1,0 +1,167 @@
+"""The command `python -m vader.training`, by itself, with `--ranks`, or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ..articulation.articulated import one_rank
+from ..data import DataError, prepare
+from ..evaluation import costs
+from ..settings.checks import ConfigError
+from ..settings.experiment import Experiment
+from ..settings.profiles import experiment
+from ..stages import autodecoder_run, diffusion_run
+from ..store import runs
+from ..store.runs import Paused, RunError
+from ..store.weights import WeightsError
+from ..training.distributed import Ranks, current, joined, require_several, threads_each
+from ..training.launch import PAUSED, launch, read_job
+from ..training.loop import CHECKPOINT_SECONDS
+
+
+def run_options(module: str, description: str | None, data_required: bool = True) -> argparse.ArgumentParser:
+    """The options that every command has which trains something."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--data", required=data_required, help="data set, e.g. furniture_chairs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
+    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = run_options("vader.training", main.__doc__, data_required=False)
+    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
+    steps = parser.add_argument_group("several ranks (torchrun --nproc-per-node=K -m vader.training ..., or --ranks K)")
+    steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
+    steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share (a setting of the run)")
+    steps.add_argument("--partitioned", action="store_true", help="each rank owns the embeddings it trains (likewise)")
+    steps.add_argument("--shard", choices=("fully",), help="divide the weights (fully_shard), not copy them (DDP)")
+    steps.add_argument("--port", type=int, default=0, help="where the ranks meet (default: any free one)")
+    steps.add_argument("--max-restarts", type=int, default=0, help="starts from the last checkpoint after a death")
+    logs = parser.add_argument_group("logs and checkpoints")
+    logs.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, help="default: %(default)s")
+    logs.add_argument("--tensorboard", action="store_true", help="log to a folder `tensorboard` of the run as well")
+    logs.add_argument("--skip-non-finite", action="store_true", help="leave out steps that are not finite; counted")
+    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if not (options.data or options.job):
+        parser.error("the following arguments are required: --data")
+    try:
+        config = None if options.job else _experiment(options)
+        if options.ranks > 1 and not options.dry_run:
+            return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
+        with joined():
+            return _train(options, config)
+    except Paused as pause:
+        print(pause, file=sys.stderr)
+        return PAUSED
+    except (RunError, ConfigError, DataError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _experiment(options: argparse.Namespace) -> Experiment:
+    """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    if options.microbatches or options.partitioned:
+        parts = {"microbatches": options.microbatches or 1}
+        config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
+    ranks = max(options.ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    require_several(ranks, options.shard is not None)
+    for settings in (config.reconstruction, config.diffusion):
+        Ranks(0, ranks).share(settings.microbatches)
+    return config
+
+
+def _train(options: argparse.Namespace, config: Experiment | None) -> int:
+    group, sharded = current(), options.shard is not None
+    fitting = {
+        "shard": sharded,
+        "checkpoint_seconds": options.checkpoint_seconds,
+        "tensorboard": options.tensorboard,
+        "skip_non_finite": options.skip_non_finite,
+    }
+    if config is None:
+        config, data, given = read_job(options.job)
+        fitting |= given
+    else:
+        if options.dry_run:
+            if group.first:
+                print(plan(config, max(options.ranks, group.size), sharded))
+            return 0
+        reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
+        reading = {name: value for name, value in reading.items() if value is not None}
+        data = group.in_turn(lambda: prepare(config.data, **reading))
+    if group.size > 1 and group.first:
+        print(f"{group.size} ranks, {torch.get_num_threads()} CPU threads each", file=sys.stderr)
+    stage = autodecoder_run if options.stage == "autodecoder" else diffusion_run
+    run = stage(config, data, options.device, options.max_seconds, **fitting)
+    if group.first:
+        print(f"{run.folder} ({run.record['seconds']:.0f} s on {run.record['device']})")
+    return 0
+
+
+def _without_ranks(arguments: list[str]) -> list[str]:
+    """The command line of a rank: without what is meant for their launcher."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word.split("=")[0] in ("--ranks", "--port", "--max-restarts"):
+            if "=" not in word:
+                next(words)
+        else:
+            kept.append(word)
+    return kept
+
+
+def plan(config: Experiment, ranks: int = 1, sharded: bool = False) -> str:
+    """Parameters, steps, memory, exchange and files of both stages, in words. Activations come on top of the memory.
+
+    Raises ConfigError where so many ranks cannot share the steps.
+    """
+    if config.articulated:
+        one_rank(ranks)
+    size = costs.parameters(config)
+    first, second = config.reconstruction, config.diffusion
+    images = first.objects_per_step * first.views_per_object
+    folder = runs.runs_dir()
+    lines = [
+        f"{config.data.name}, profile {config.profile}, seed {config.seed}, {ranks} rank{'s' * (ranks > 1)}"
+        + f" of {threads_each(ranks)} CPU threads if on one machine" * (ranks > 1)
+        + f"; runs are kept in {folder}",
+        f"stage 1: decoder {size['G1'] + size['G2']:,} + embeddings {size['embedding']:,} parameters, "
+        f"{first.images_seen:,} images in {-(-first.images_seen // images):,} steps of {images}",
+        f"stage 2: U-Net {size['denoiser']:,} parameters, "
+        f"{second.latents_seen:,} latents in {-(-second.latents_seen // second.batch_size):,} steps "
+        f"of {second.batch_size}",
+    ]
+    if config.articulated:
+        poses, before = costs.pose_parameters(config), config.articulation.rigid_images
+        stage = f", after {before:,} images of a run with one part" if before else ""
+        lines.insert(2, f"  poses: keypoint predictor and 3D keypoints {poses:,} parameters{stage}")
+    for stage, settings in (("autodecoder", first), ("diffusion", second)):
+        memory, sent = (f(config, stage, ranks, sharded=sharded) for f in (costs.training_memory, costs.exchanged))
+        lines.append(
+            f"{stage}: {settings.microbatches} microbatch{'es' * (settings.microbatches > 1)} a step; a rank holds "
+            + ", ".join(f"{name} {_bytes(value)}" for name, value in memory.items())
+            + (f"; puts {_bytes(sum(sent.values()))} a step into exchanges" if ranks > 1 else "; exchanges nothing")
+        )
+        lines.append(f"  files: {folder}/{config.data.name}-{stage}-<digest>: weights, record.json, log.jsonl, ")
+        lines[-1] += "and while it trains, checkpoints"
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    power = min(4, (len(str(int(count))) - 1) // 3)
+    return f"{count / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"

@@ -1,0 +1,1 @@
+"""Formats on disk, a reader each: it knows a layout, and nothing of the data sets that use it."""

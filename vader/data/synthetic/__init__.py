@@ -1,0 +1,1 @@
+"""Invented subjects: parametric chairs and tables, puppets, people, and how they move."""

@@ -1,0 +1,176 @@
+"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call a notebook can show.
+
+FID/KID compare `views` random views of `num_samples` generated objects with `real_views` random images of every
+training object; PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
+`shape_evaluation`.
+
+A sample whose pictures are not finite is left out of FID and KID, and counted in the note of their rows. An empty
+volume has a picture like any other: a black one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import SequenceSet
+from ..diffusion.sampling import object_generators
+from ..generation.models import Generator, Models, System, render_samples
+from ..rendering.reference import render_views
+from ..settings.experiment import EvaluationConfig
+from .metrics import MetricError
+from .metrics.distribution import KernelDistance, distances, frechet_estimate
+from .metrics.features import Features, check_independent, extract
+from .metrics.images import LPIPS, psnr
+
+INTERVAL = 1.96  # standard errors on either side of a mean
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `n` objects with the standard deviation over them and the 95 % interval of the mean."""
+
+    value: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_over_objects(values: Tensor) -> Mean:
+    """values: (n,), one for each object."""
+    value, std = values.mean().item(), values.std(correction=1).item() if len(values) > 1 else 0.0
+    half = INTERVAL * std / len(values) ** 0.5
+    return Mean(value, std, value - half, value + half, len(values))
+
+
+def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:
+    """Means of `heldout_scores`."""
+    return {name: mean_over_objects(values) for name, values in heldout_scores(models, objects).items()}
+
+
+def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict[str, Tensor]:
+    """Reconstruction of training objects (default: all) on their held-out views: 'psnr', 'psnr_foreground' (dB) and
+    'lpips', (n,) each."""
+    data, samples = models.data.split("train"), models.config.reconstruction.num_samples
+    views = slice(data.train_views, data.train_views + data.heldout_views)
+    perceptual = LPIPS("alex")
+    scores: dict[str, list[Tensor]] = {"psnr": [], "psnr_foreground": [], "lpips": []}
+    chosen = range(len(data)) if objects is None else objects
+    for index in tqdm(chosen, desc="held-out views", disable=None):
+        sequence = data[index]
+        volume = models.reconstruct([index])
+        rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
+        target, mask = sequence.colours(views), sequence.alphas(views)
+        scores["psnr"].append(psnr(rendered, target).mean())
+        scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())
+        scores["lpips"].append(perceptual(rendered, target).mean())
+    return {name: torch.stack(values) for name, values in scores.items()}
+
+
+def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:
+    """Features of `real_views` random images of each object of a split, the reference of FID and KID."""
+    pictures = []
+    for index, sequence in enumerate(data.split(split)):
+        [generator] = object_generators(seed, [index])
+        chosen = torch.randperm(len(sequence), generator=generator)[: config.real_views]
+        pictures.append(sequence.images[chosen])
+    return extract(torch.stack(pictures), config.features)
+
+
+def sample_features(
+    models: Models, system: System | Generator, name: str, seeds: Sequence[int] | None = None
+) -> list[Features]:
+    """Features of a system's samples, one set for each sampling seed (default: those of the experiment).
+
+    Raises MetricError, before any work, for fewer pictures than KID's subsets hold, and where no sample is finite.
+    """
+    config = models.config.evaluation
+    check_independent(config.features, models.config.reconstruction.perceptual_network)
+    if config.num_samples * config.views < config.kid_subset_size:
+        raise MetricError(
+            f"{name}: {config.num_samples} samples of {config.views} views, but KID draws subsets of "
+            f"{config.kid_subset_size} pictures: expected at least that many (or a smaller kid_subset_size)"
+        )
+    sets = []
+    for seed in config.sampling_seeds if seeds is None else seeds:
+        pictures = render_samples(models, system, config.num_samples, config.views, seed, f"{name}, seed {seed}")
+        sets.append(finite_features(pictures, config.features, f"{name}, seed {seed}"))
+    return sets
+
+
+def finite_features(pictures: Tensor, network: str, name: str) -> Features:
+    """Features of the samples (n, v, h, w, 3) whose pictures are all finite; MetricError where none is."""
+    finite = torch.isfinite(pictures).flatten(1).all(1)
+    if not finite.any():
+        raise MetricError(f"{name}: none of {len(finite)} samples has finite pictures, expected some")
+    return dataclasses.replace(extract(pictures[finite], network), left_out=int((~finite).sum()))
+
+
+def reconstruction_features(models: Models, seed: int = 0) -> Features:
+    """Features of reconstructed training objects in random views: what a perfect second stage would score."""
+    config = models.config.evaluation
+    count = min(config.num_samples, len(models.data.split("train")))
+    pictures = render_samples(models, lambda indices, _: models.reconstruct(list(indices)), count, config.views, seed)
+    return extract(pictures, config.features)
+
+
+def distance_rows(sets: list[Features], real: Features, config: EvaluationConfig) -> list[dict]:
+    """Fréchet and kernel distance by torch-fidelity as rows for a report: means over sampling seeds.
+
+    Their 95 % intervals come from resampling objects, real and generated; their std, which a single seed has not, is
+    that over seeds.
+    """
+    per_seed = [distances(f, real, config.kid_subset_size, config.kid_subsets) for f in sets]
+    estimates = frechet_estimate(sets, real), KernelDistance(real).estimate(sets)
+    rows = []
+    for measured, estimate in zip(zip(*per_seed, strict=True), estimates, strict=True):
+        values = torch.tensor([row["value"] for row in measured], dtype=torch.float64)
+        scale = 1000 if measured[0]["metric"] in ("kid", "kd") else 1
+        row = {
+            "metric": measured[0]["metric"],
+            "scale": scale,
+            "value": scale * values.mean().item(),
+            "low": scale * estimate.low,
+            "high": scale * estimate.high,
+            "n": len(values),
+            "features": measured[0]["features"],
+            "resolution": measured[0]["resolution"],
+            "note": measured[0]["note"] + _left_out(sets),
+        }
+        rows.append(row | ({"std": scale * values.std(correction=1).item()} if len(values) > 1 else {}))
+    return rows
+
+
+def real_against_real_rows(
+    heldout: Features,
+    real: Features,
+    systems: Mapping[tuple[str, str | None], list[Features]],
+    config: EvaluationConfig,
+) -> list[dict]:
+    """Held-out objects as if a system had made them, whole rows of a report: what a perfect generator would get.
+
+    They are few, and a Fréchet distance depends on the number of images, so that every system is measured again on as
+    many of its samples, the first ones of each sampling seed. systems: {(system, variant): features by seed}.
+    """
+    count = heldout.num_objects
+    smaller = dataclasses.replace(config, kid_subset_size=min(config.kid_subset_size, len(heldout)))
+    rows = []
+    for (system, variant), sets in {("real", None): [heldout], **systems}.items():
+        few = [features.first(count) for features in sets]
+        few = [features for features in few if len(features) >= smaller.kid_subset_size]  # but for broken samples
+        name = f"{count} objects against all" if variant is None else f"{variant}, {count} objects against all"
+        rows += [dict(system=system, variant=name, **row) for row in (distance_rows(few, real, smaller) if few else [])]
+    return rows
+
+
+def _left_out(sets: list[Features]) -> str:
+    """What a note says of samples without finite pictures; nothing where there are none."""
+    left_out = sum(features.left_out for features in sets)
+    total = left_out + sum(features.num_objects for features in sets)
+    return f"; {left_out} of {total} samples are not finite and left out" if left_out else ""

@@ -1,0 +1,186 @@
+"""From trained runs to volumes and pictures: reconstruct training objects, generate new ones, render both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
+from ..baselines.direct_latent_sampling import Prior, sample_embeddings
+from ..data import SequenceSet
+from ..diffusion.denoising import load_denoiser
+from ..diffusion.sampling import for_inference, object_generators, sample_objects
+from ..diffusion.text import check_width, encode
+from ..evaluation.metrics import MetricError
+from ..rendering.cameras import Cameras, sample_orbit
+from ..rendering.reference import render_views
+from ..settings.checks import require
+from ..settings.experiment import Experiment
+from ..stages import autodecoder_run, diffusion_run
+from ..store.runs import Run
+from ..training import select_device
+from ..training.process import keep_freed_memory
+
+# Volumes (n, 4, S, S, S) of the samples with these numbers, drawn with this seed.
+System = Callable[[Sequence[int], int], Tensor]
+
+BATCH = 32  # objects decoded or denoised at once on a CPU
+
+
+class Generator(Protocol):
+    """What evaluation asks of a system, whatever its objects are made of. Sample i of seed s depends on (i, s) only.
+
+    A sample that came out broken (NaN or infinite) is NaN throughout, in its pictures and its density: evaluation
+    counts it and leaves it out. Neither call may raise for it.
+    """
+
+    name: str
+
+    def pictures(self, indices: Sequence[int], cameras: list[Cameras], seed: int) -> Tensor:
+        """The samples with these numbers, each from its own v cameras, on black: (n, v, h, w, 3) in [0, 1], on the
+        CPU."""
+
+    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
+        """The same samples' density (n, S, S, S) = (n, z, y, x) per unit length, S = resolution, over the cube
+        [-1, 1]^3 with voxel centres on its faces."""
+
+
+@dataclass(frozen=True)
+class VolumeGenerator:
+    """A system of volumes as a `Generator`."""
+
+    name: str
+    system: System
+    num_samples: int  # per ray
+
+    def pictures(self, indices: Sequence[int], cameras: list[Cameras], seed: int) -> Tensor:
+        """As `Generator.pictures`."""
+        pictures = []
+        for volume, views in zip(self.system(indices, seed), cameras, strict=True):
+            sound = torch.isfinite(volume[:4]).all()
+            shown = volume[None] if sound else torch.zeros_like(volume[None])
+            colour = render_views(shown, views, self.num_samples, normals=False)["colour"][0].cpu()
+            pictures.append(colour if sound else torch.full_like(colour, torch.nan))
+        return torch.stack(pictures)
+
+    def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:
+        """As `Generator.density`: the volume's own, or trilinearly resampled to another resolution."""
+        volumes = self.system(indices, seed)
+        density = volumes[:, :1].float()
+        if density.shape[-1] != resolution:
+            density = F.interpolate(density, size=(resolution,) * 3, mode="trilinear", align_corners=True)
+        broken = ~torch.isfinite(volumes[:, :4]).flatten(1).all(1)
+        density[broken] = torch.nan
+        return density[:, 0]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The trained parts of one experiment and the data they were trained on."""
+
+    config: Experiment
+    data: SequenceSet
+    runs: tuple[Run, ...]  # of stage 1 and, for sampling, of stage 2
+    autodecoder: Autodecoder
+    device: torch.device
+
+    @torch.no_grad()
+    def reconstruct(self, objects: Sequence[int]) -> Tensor:
+        """Volumes (n, 4, S, S, S) of training objects, from their learned embeddings."""
+        return self.autodecoder(torch.as_tensor(objects, device=self.device))
+
+    def generator(self, system: System | Generator, name: str = "samples") -> Generator:
+        """What evaluation works on: a system of volumes, rendered as stage 1 renders; any other is itself."""
+        if hasattr(system, "pictures"):
+            return system
+        return VolumeGenerator(name, system, self.config.reconstruction.num_samples)
+
+    def ours(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
+        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3).
+
+        captions: of a conditional model; sample i is of captions[i % len(captions)]. guidance: the weight s of
+        u + s (c - u), by default the experiment's; 0 samples without the captions. Raises ConfigError where captions
+        are missing or not wanted, and for a guidance other than 1 of an unconditional model.
+        """
+        config = self.config if guidance is None else self.config.replace(sampler=dict(guidance=guidance))
+        contexts = _contexts(config, captions)
+        denoiser, statistics = load_denoiser(self.runs[1], config, self.device)
+        dtype = getattr(torch, self.config.diffusion.precision)
+        denoise = for_inference(denoiser, self.device, dtype)
+        shape = self.config.autodecoder.latent_shape
+
+        @torch.no_grad()
+        def system(indices: Sequence[int], seed: int) -> Tensor:
+            rows = None if contexts is None else contexts[[index % len(contexts) for index in indices]]
+            latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device)
+            return self.autodecoder.decoder.g2(statistics.denormalize(latents.float()))
+
+        return system
+
+    def direct_latent_sampling(self, prior: Prior) -> System:
+        """The baseline of [63] on the same autodecoder."""
+        learned = self.autodecoder.embedding.all().cpu()
+
+        @torch.no_grad()
+        def system(indices: Sequence[int], seed: int) -> Tensor:
+            return self.autodecoder.decoder(sample_embeddings(learned, indices, prior, seed).to(self.device))
+
+        return system
+
+
+def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> Models:
+    """The models of an experiment from the run store, trained first where there are none."""
+    second = diffusion_run(config, data, device)
+    first = autodecoder_run(config, data, device)
+    chosen = select_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    return Models(config, data, (first, second), load_autodecoder(first, config, chosen), chosen)
+
+
+def _contexts(config: Experiment, captions: Sequence[str] | None) -> Tensor | None:
+    """Contexts (n, l, k) of prompts, rounded as the stored ones are; None for an unconditional model."""
+    if not config.conditional:
+        require(captions is None, "captions are given, but the model is unconditional (context_dim 0)")
+        return None
+    require(
+        captions is not None and not isinstance(captions, str) and len(captions) > 0,
+        f"the model is conditional on text, but captions are {captions!r}, expected a list of texts",
+    )
+    contexts = encode(captions, config.text).half().float()
+    check_width(contexts, config.unet.context_dim, config.text)
+    return contexts
+
+
+def random_views(config: Experiment, index: int, views: int, seed: int) -> Cameras:
+    """Cameras of generated sample `index`, from the distribution that the data's cameras were drawn from."""
+    [generator] = object_generators(seed + 1_000_003, [index])  # another stream than the sample's own noise
+    return sample_orbit(views, config.data, generator)
+
+
+def render_samples(
+    models: Models, system: System | Generator, count: int, views: int, seed: int, name: str = "samples"
+) -> Tensor:
+    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1].
+
+    Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
+    """
+    generator, pictures = models.generator(system, name), []
+    bar = tqdm(total=count, desc=name, disable=None)
+    for start in range(0, count, BATCH):
+        indices = range(start, min(start + BATCH, count))
+        cameras = [random_views(models.config, index, views, seed) for index in indices]
+        batch = generator.pictures(indices, cameras, seed)
+        expected = (len(indices), views, cameras[0].height, cameras[0].width, 3)
+        if tuple(batch.shape) != expected:
+            raise MetricError(f"{name}: pictures have shape {tuple(batch.shape)}, expected {expected} as the cameras")
+        pictures.append(batch)
+        bar.update(len(indices))
+    bar.close()
+    return torch.cat(pictures)

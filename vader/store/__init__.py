@@ -1,0 +1,1 @@
+"""What is kept on disk: trained runs, pretrained weights, files that appear whole, and where folders are."""
