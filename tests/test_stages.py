@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
-from vader import training
 from vader.autodecoder.reconstruction import Reconstruction, load_autodecoder
+from vader.commands import main as vader
 from vader.commands import train as training_command
 from vader.data import DataError
 from vader.diffusion.denoising import extract_latents, load_denoiser
@@ -168,7 +168,7 @@ def test_a_device_that_is_not_there():
 
 
 def test_the_plan_counts_parameters_and_steps(capsys):
-    assert training.main(["--profile", "paper", "--data", "photoshape_chairs", "--dry-run"]) == 0
+    assert vader(["train", "photoshape_chairs", "--profile", "paper", "--dry-run"]) == 0
     plan = capsys.readouterr().out
     assert "decoder 55,2" in plan and "U-Net 21" in plan
 
@@ -179,5 +179,5 @@ def test_the_command_says_what_is_wrong_and_fails(monkeypatch, capsys, error):
         raise error("mesh.ply: file is missing")
 
     monkeypatch.setattr(training_command, "prepare", missing)
-    assert training.main(["--profile", "smoke", "--data", "procedural_chairs"]) == 1
+    assert vader(["train", "procedural_chairs", "--profile", "smoke"]) == 1
     assert capsys.readouterr().err == "error: mesh.ply: file is missing\n"

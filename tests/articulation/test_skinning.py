@@ -10,7 +10,8 @@ import torch
 from vader.articulation import skinning
 from vader.articulation.poses import PoseError, compose, invert, neutral, orbit
 from vader.articulation.skinning import inverse_skinning, posed_views, render_posed
-from vader.rendering.reference import render_rays_reference, render_views
+from vader.rendering.reference import render_rays_reference
+from vader.rendering.render import render_views
 from vader.settings.articulation import ArticulationConfig
 
 SETTINGS = ArticulationConfig()

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from vader.autodecoder.decoder import Decoder, SameBlock, SelfAttention, UpBlock, UpConv3d, upsample
-from vader.settings.experiment import AutodecoderConfig
-from vader.settings.profiles import PAPER
+from vader.settings.autodecoder import AutodecoderConfig
+from vader.settings.table5 import PAPER
 
 SMALL = AutodecoderConfig(
     embedding_dim=6, max_channels=16, resolution=16, depth=2, attention_resolutions=(8,), latent_resolution=8

@@ -21,8 +21,8 @@ from vader.autodecoder.embedding import (
     shared_rows,
 )
 from vader.autodecoder.reconstruction import JointOptimizer
+from vader.settings.autodecoder import AutodecoderConfig
 from vader.settings.checks import ConfigError
-from vader.settings.experiment import AutodecoderConfig
 
 SMALL = AutodecoderConfig(embedding_dim=12, hash_rows=8, hash_codebooks=4)
 # data set -> (objects, rows of a codebook), B.3 and Sec. 4.1

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.tiny import tiny_experiment
-from vader.autodecoder.inversion import InversionConfig, InversionError, complete, interpolate, invert
+from vader.autodecoder.inversion import InversionError, complete, interpolate, invert
 from vader.autodecoder.reconstruction import Autodecoder
 from vader.rendering.cameras import sample_orbit
-from vader.rendering.reference import render_views
+from vader.rendering.render import render_views
+from vader.settings.autodecoder import InversionConfig
 from vader.settings.checks import ConfigError
 
 QUICK = InversionConfig(steps=40, learning_rate=0.3, noise=0.1)

@@ -21,7 +21,10 @@ from vader.baselines.adversarial import (
     view_directions,
 )
 from vader.baselines.pi_gan import PiGANTraining
+from vader.commands import main as vader
+from vader.commands import train as train_command
 from vader.rendering.cameras import sample_orbit
+from vader.settings.gans import PI_GAN_PROFILES
 from vader.settings.profiles import experiment
 from vader.store.runs import Paused
 
@@ -88,7 +91,7 @@ def test_real_images_and_poses_are_those_of_training_views():
 def test_a_step_updates_each_network_by_its_own_loss():
     config = tiny_experiment()
     settings = dataclasses.replace(
-        pi_gan.PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6, r1_every=1, pose_weight=0.5
+        PI_GAN_PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6, r1_every=1, pose_weight=0.5
     )
     task = PiGANTraining(config, settings, balls(config), torch.device("cpu"))
     torch.manual_seed(3)
@@ -117,7 +120,7 @@ def test_a_step_updates_each_network_by_its_own_loss():
 def test_the_discriminator_tells_real_from_fake():
     config = tiny_experiment()
     settings = dataclasses.replace(
-        pi_gan.PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6, discriminator_lr=2e-3, r1_weight=0.0
+        PI_GAN_PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6, discriminator_lr=2e-3, r1_weight=0.0
     )
     task = PiGANTraining(config, settings, balls(config), torch.device("cpu"))
     gaps = []
@@ -134,7 +137,7 @@ def test_the_discriminator_tells_real_from_fake():
 
 def test_operations_of_a_step_are_counted_and_leave_no_trace():
     config = tiny_experiment()
-    settings = dataclasses.replace(pi_gan.PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6)
+    settings = dataclasses.replace(PI_GAN_PROFILES["smoke"], resolutions=(8, 16), channels=16, num_samples=6)
     task = PiGANTraining(config, settings, balls(config), torch.device("cpu"))
     points, c = 4 * 8 * 8 * 6, 16
     field = 2 * points * (3 * c + c * c + c * (c + 3) + 4 * c)  # one forward pass, all layers
@@ -154,10 +157,11 @@ def test_the_command_trains_or_says_that_it_paused(monkeypatch, capsys, paused):
             raise Paused("run it again to resume")
         return SimpleNamespace(folder="runs/x", record={"seconds": 3.2, "device": "cpu"})
 
-    monkeypatch.setattr(gan, "prepare", lambda data: balls(config))
+    monkeypatch.setattr(train_command, "prepare", lambda data: balls(config))
     monkeypatch.setattr(gan.Baseline, "run", run)
-    arguments = ["--profile", "smoke", "--data", "procedural_chairs", "--seed", "2", "--device", "cpu"]
-    assert pi_gan.PI_GAN.main([*arguments, "--max-seconds", "9"]) == (75 if paused else 0)
+    arguments = ["train", "procedural_chairs", "--system", "pi_gan", "--profile", "smoke"]
+    arguments += ["--seed", "2", "--device", "cpu"]
+    assert vader([*arguments, "--max-seconds", "9"]) == (75 if paused else 0)
     found, data, device, seconds = seen["arguments"]
     assert (found.profile, found.seed, data.name, device, seconds) == ("smoke", 2, "balls", "cpu", 9.0)
     output = capsys.readouterr()

@@ -17,12 +17,13 @@ from vader.baselines.diffrf import (
     diffrf_system,
     estimate_x0,
     load_diffrf,
-    main,
     noise_schedule,
     sample_fields,
     space_to_depth,
 )
 from vader.baselines.radiance_fields import TrainingRays, fields_run, load_fields, photometric_loss, to_volume
+from vader.commands import main as vader
+from vader.commands import train as train_command
 from vader.diffusion.edm import standard_normal
 from vader.diffusion.sampling import object_generators
 from vader.settings.checks import ConfigError
@@ -283,22 +284,21 @@ def test_profiles():
 
 
 def test_the_plan_counts_steps_and_operations(capsys):
-    assert main(["--profile", "laptop", "--data", "furniture_chairs", "--dry-run"]) == 0
+    assert vader(["train", "furniture_chairs", "--system", "diffrf", "--dry-run"]) == 0
     plan = capsys.readouterr().out
     assert "fields: 64 of 32³" in plan and "2,420,608 parameters" in plan and "83.3 GFLOP a step, 6,000 steps" in plan
 
 
 def test_the_command_pauses_with_status_75_and_resumes(data, monkeypatch, capsys):
-    monkeypatch.setattr(module, "prepare", lambda config: data)
-    monkeypatch.setitem(module.main.__globals__, "diffrf", lambda profile, seed: tiny())
-    arguments = ["--profile", "smoke", "--data", "procedural_chairs", "--device", "cpu"]
-    assert main([*arguments, "--max-seconds", "0"]) == 75
+    monkeypatch.setattr(train_command, "prepare", lambda config: data)
+    monkeypatch.setattr(train_command, "diffrf", lambda profile, seed: tiny())
+    arguments = ["train", "procedural_chairs", "--system", "diffrf", "--profile", "smoke", "--device", "cpu"]
+    assert vader([*arguments, "--max-seconds", "0"]) == 75
     assert "fields paused at" in capsys.readouterr().err
-    assert main([*arguments, "--stage", "fields"]) == 0
-    assert "balls-fields-" in capsys.readouterr().out
-    assert main([*arguments, "--max-seconds", "0"]) == 75
+    fields_run(tiny().fields, data, tiny().seed, "cpu")
+    assert vader([*arguments, "--max-seconds", "0"]) == 75
     assert "diffrf paused at" in capsys.readouterr().err
-    assert main(arguments) == 0
+    assert vader(arguments) == 0
     assert "balls-diffrf-" in capsys.readouterr().out
 
 

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from tests.tiny import balls
 from vader.baselines import eg3d
 from vader.baselines.adversarial import RealViews, resized
-from vader.baselines.eg3d import DualDiscriminator, EG3DConfig, EG3DTraining, TriPlaneGenerator, sample_planes
+from vader.baselines.eg3d import DualDiscriminator, EG3DTraining, TriPlaneGenerator, sample_planes
 from vader.baselines.gan import GANSystem
 from vader.baselines.stylegan2 import Linear, ModulatedConv, activate, enlarge, minibatch_deviation
 from vader.rendering.cameras import sample_orbit
-from vader.rendering.reference import render_views
+from vader.rendering.render import render_views
 from vader.settings.checks import ConfigError
+from vader.settings.gans import EG3D_PROFILES, EG3DConfig
 from vader.store.files import read_weights
 from vader.store.runs import Paused, Record, RunError
 from vader.training import fit
@@ -25,7 +26,7 @@ from vader.training import fit
 
 def tiny(**changes) -> EG3DConfig:
     sizes = dict(images_seen=48, resolution=16, rendering_resolution=8, num_samples=6, plane_resolution=8)
-    return dataclasses.replace(eg3d.PROFILES["smoke"], **(sizes | changes))
+    return dataclasses.replace(EG3D_PROFILES["smoke"], **(sizes | changes))
 
 
 def orbit(config, n: int, seed: int = 0):

@@ -12,9 +12,10 @@ from tests.tiny import balls
 from vader.baselines import pi_gan
 from vader.baselines.adversarial import RealViews
 from vader.baselines.gan import GANSystem
-from vader.baselines.pi_gan import PiGANConfig, PiGANTraining, ProgressiveDiscriminator, SirenGenerator
+from vader.baselines.pi_gan import PiGANTraining, ProgressiveDiscriminator, SirenGenerator
 from vader.rendering.cameras import sample_orbit
 from vader.settings.checks import ConfigError
+from vader.settings.gans import PI_GAN_PROFILES, PiGANConfig
 from vader.store.files import read_weights
 from vader.store.runs import Paused, Record, RunError
 from vader.training import fit
@@ -22,7 +23,7 @@ from vader.training import fit
 
 def tiny(**changes) -> PiGANConfig:
     sizes = dict(images_seen=48, resolutions=(8, 16), fade_images=8, channels=16, num_samples=6)
-    return dataclasses.replace(pi_gan.PROFILES["smoke"], **(sizes | changes))
+    return dataclasses.replace(PI_GAN_PROFILES["smoke"], **(sizes | changes))
 
 
 def test_siren_activations_keep_their_statistics_through_the_layers():

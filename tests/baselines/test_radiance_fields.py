@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tests.tiny import balls, tiny_experiment
 from vader.baselines.radiance_fields import (
     FieldFitting,
-    FieldsConfig,
     TrainingRays,
     fields_run,
     load_fields,
@@ -24,8 +23,10 @@ from vader.baselines.radiance_fields import (
 from vader.data import SequenceSet
 from vader.data.sets.procedural import render_object
 from vader.evaluation.metrics.images import psnr
-from vader.rendering.reference import render_rays_reference, render_views
+from vader.rendering.reference import render_rays_reference
+from vader.rendering.render import render_views
 from vader.settings.checks import ConfigError
+from vader.settings.diffrf import FieldsConfig
 from vader.settings.experiment import DataConfig
 from vader.store.files import read_weights, save_weights
 from vader.store.runs import Paused, RunError

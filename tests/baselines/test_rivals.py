@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from vader.baselines import eg3d, pi_gan, rivals
+from vader.baselines import rivals
 from vader.baselines.rivals import RIVALS, trained_rivals
 from vader.generation.models import Models
 from vader.report.figures import turntable
 from vader.settings.diffrf import diffrf
+from vader.settings.gans import EG3D_PROFILES, PI_GAN_PROFILES
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def models(config, data, monkeypatch):
     """Ours without its runs, which no baseline asks for, and baselines of a few steps."""
     gan = dict(images_seen=16, num_samples=4)
     planes = dict(resolution=16, rendering_resolution=8, plane_resolution=8)
-    monkeypatch.setitem(eg3d.PROFILES, "smoke", dataclasses.replace(eg3d.PROFILES["smoke"], **gan, **planes))
+    monkeypatch.setitem(EG3D_PROFILES, "smoke", dataclasses.replace(EG3D_PROFILES["smoke"], **gan, **planes))
     small = dict(resolutions=(8, 16), fade_images=4, channels=16)
-    monkeypatch.setitem(pi_gan.PROFILES, "smoke", dataclasses.replace(pi_gan.PROFILES["smoke"], **gan, **small))
+    monkeypatch.setitem(PI_GAN_PROFILES, "smoke", dataclasses.replace(PI_GAN_PROFILES["smoke"], **gan, **small))
     fields = diffrf("smoke").replace(
         fields=dict(resolution=8, rays_per_object=64, rays_per_step=64, num_samples=8),
         unet=dict(channels=8, channels_per_head=8, channel_mult=(1, 1), attention_resolutions=(2,)),

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from vader.settings.profiles import PAPER
+from vader.settings.table5 import PAPER
 from vader.store.files import write_json
 from vader.store.paths import reports_dir
 from vader.store.provenance import device_name, environment

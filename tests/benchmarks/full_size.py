@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vader.diffusion.denoising import Denoising
 from vader.settings.experiment import Experiment
-from vader.settings.profiles import PAPER
+from vader.settings.table5 import PAPER
 from vader.store.provenance import peak_memory
 from vader.store.runs import Run
 

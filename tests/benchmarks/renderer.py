@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from vader.rendering.reference import clip_to_cube, render_rays, sample_depths, sample_volume
+from vader.rendering.rays import clip_to_cube
+from vader.rendering.reference import sample_depths, sample_volume
+from vader.rendering.render import render_rays
 
 from .contest import Quantity, alternate, speed_rows
 

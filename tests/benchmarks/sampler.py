@@ -21,8 +21,10 @@ from vader.diffusion.sampling import for_inference, object_generators, sample_ob
 from vader.diffusion.unet3d import UNet3D
 from vader.evaluation.pictures import distance_rows, real_features, sample_features
 from vader.generation.models import load_models
-from vader.settings.experiment import Experiment, SamplerConfig, UNetConfig
-from vader.settings.profiles import PAPER, experiment
+from vader.settings.diffusion import SamplerConfig, UNetConfig
+from vader.settings.experiment import Experiment
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER
 
 from .contest import Quantity, alternate, speed_rows
 

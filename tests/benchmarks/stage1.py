@@ -13,7 +13,7 @@ import torch
 from vader.autodecoder.losses import foreground_loss, pyramid_l1
 from vader.autodecoder.reconstruction import Reconstruction
 from vader.rendering.cameras import sample_orbit
-from vader.rendering.reference import render_rays
+from vader.rendering.render import render_rays
 from vader.settings.experiment import Experiment
 from vader.settings.profiles import experiment
 from vader.studies.scaling import noise_pictures

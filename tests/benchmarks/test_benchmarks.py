@@ -14,7 +14,8 @@ from tests.benchmarks import contest, full_size, renderer, sampler, shards, trai
 from tests.ranks import shared_experiment
 from tests.report.test_reports import faults_of_benchmark
 from vader.data import load_shards
-from vader.settings.profiles import PAPER, experiment
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER
 from vader.store.runs import RunError
 from vader.studies.scaling import Steps
 

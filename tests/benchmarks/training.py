@@ -12,7 +12,8 @@ import torch
 from tests.ranks import given_latents
 from vader.autodecoder.reconstruction import Reconstruction
 from vader.settings.experiment import Experiment
-from vader.settings.profiles import PAPER, experiment
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER
 from vader.store import runs
 from vader.store.runs import Paused, RunError
 from vader.studies.scaling import measure, noise_pictures

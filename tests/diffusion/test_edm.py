@@ -22,7 +22,7 @@ from vader.diffusion.edm import (
     standard_normal,
 )
 from vader.settings.checks import ConfigError
-from vader.settings.experiment import SamplerConfig
+from vader.settings.diffusion import SamplerConfig
 
 SIGMAS = [0.002, 0.05, 0.5, 3.0, 80.0]
 

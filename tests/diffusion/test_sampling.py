@@ -19,7 +19,7 @@ from vader.diffusion.sampling import (
 )
 from vader.diffusion.unet3d import UNet3D
 from vader.settings.checks import ConfigError
-from vader.settings.experiment import SamplerConfig, UNetConfig
+from vader.settings.diffusion import SamplerConfig, UNetConfig
 
 CONFIG = SamplerConfig(num_steps=4, s_churn=2.0)
 SHAPE = (3, 2, 2, 2)

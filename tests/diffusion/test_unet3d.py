@@ -24,7 +24,7 @@ from vader.diffusion.unet3d import (
     upsample,
 )
 from vader.settings.checks import ConfigError
-from vader.settings.experiment import UNetConfig
+from vader.settings.diffusion import UNetConfig
 from vader.settings.profiles import experiment
 
 SMALL = UNetConfig(channels=16, depth=1, channel_mult=(1, 2), channels_per_head=8, dropout=0.0)

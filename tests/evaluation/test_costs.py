@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vader.autodecoder.decoder import Decoder, UpBlock, upsample
 from vader.diffusion.unet3d import UNet3D
 from vader.evaluation import costs
-from vader.settings.experiment import AutodecoderConfig
-from vader.settings.profiles import PAPER, PAPER_TEXT, experiment
+from vader.settings.autodecoder import AutodecoderConfig
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER, PAPER_TEXT
 
 SMALL = AutodecoderConfig(embedding_dim=6, max_channels=16, resolution=16, depth=3, attention_resolutions=(8, 16))
 

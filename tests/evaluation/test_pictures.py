@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
+from vader.baselines.direct_latent_sampling import direct_latent_sampling
 from vader.evaluation import pictures as evaluation
 from vader.evaluation.metrics import MetricError
+from vader.evaluation.pictures import random_views, render_samples
 from vader.generation import models as generation
-from vader.generation.models import load_models, random_views, render_samples
-from vader.rendering.reference import render_views
+from vader.generation.models import load_models
+from vader.rendering.render import render_views
 from vader.report import figures
 
 
@@ -26,7 +28,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(params=["ours", "standard", "fitted"])
 def system(request, models):
-    return models.ours() if request.param == "ours" else models.direct_latent_sampling(request.param)
+    return models.ours() if request.param == "ours" else direct_latent_sampling(models, request.param)
 
 
 def test_volumes_are_finite_and_depend_on_number_and_seed(system):
@@ -72,7 +74,7 @@ def test_density_of_a_generator_at_its_own_and_another_resolution(models):
 
 def broken_samples(models, *broken: int):
     """Direct latent sampling of which some samples come out as NaN."""
-    system = models.direct_latent_sampling("fitted")
+    system = direct_latent_sampling(models, "fitted")
 
     def draw(indices, seed):
         volumes = system(indices, seed).clone()
@@ -160,7 +162,7 @@ def test_other_views_of_the_same_objects_are_nearest(models):
         assert [row["metric"] for row in rows] == ["fd", "kd"], "EfficientNet's distances are no FID and KID"
         return rows[1]["value"]
 
-    noise = evaluation.sample_features(models, models.direct_latent_sampling("standard"), "noise")
+    noise = evaluation.sample_features(models, direct_latent_sampling(models, "standard"), "noise")
     same = kernel_distance(again)
     assert same < 0.2 * kernel_distance(evaluation.reconstruction_features(models))
     assert same < 0.2 * kernel_distance(noise[0])
@@ -169,7 +171,7 @@ def test_other_views_of_the_same_objects_are_nearest(models):
 def test_rows_have_the_spread_over_seeds(models):
     config = models.config.evaluation
     real = evaluation.real_features(models.data, config)
-    sets = evaluation.sample_features(models, models.direct_latent_sampling("fitted"), "fitted")
+    sets = evaluation.sample_features(models, direct_latent_sampling(models, "fitted"), "fitted")
     frechet, kernel = evaluation.distance_rows(sets, real, config)
     single = [evaluation.distance_rows([s], real, config)[1]["value"] for s in sets]
     assert kernel["n"] == len(config.sampling_seeds) == 2
@@ -181,7 +183,7 @@ def test_rows_have_the_spread_over_seeds(models):
 def test_real_against_real_is_of_as_many_objects_for_every_system(models):
     config = models.config.evaluation
     real, heldout = (evaluation.real_features(models.data, config, split) for split in ("train", "test"))
-    noise = evaluation.sample_features(models, models.direct_latent_sampling("standard"), "noise")
+    noise = evaluation.sample_features(models, direct_latent_sampling(models, "standard"), "noise")
     broken = [dataclasses.replace(f, values=f.values[:1], objects=f.objects[:1]) for f in noise]
     count, views = heldout.num_objects, config.views
     assert len(heldout) < len(noise[0])  # so that there is something to cut
@@ -201,7 +203,7 @@ def test_the_network_of_the_loss_does_not_judge(models):
     )
     judge = generation.Models(config, models.data, models.runs, models.autodecoder, models.device)
     with pytest.raises(MetricError, match="cannot judge"):
-        evaluation.sample_features(judge, judge.direct_latent_sampling("fitted"), "dls")
+        evaluation.sample_features(judge, direct_latent_sampling(judge, "fitted"), "dls")
 
 
 def test_figures_show_every_object(models, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from tests.tiny import tiny_articulated, toys
 from vader.articulation.poses import PoseError, neutral
 from vader.articulation.skinning import posed_views
-from vader.autodecoder.inversion import InversionConfig, InversionError
+from vader.autodecoder.inversion import InversionError
 from vader.evaluation.poses import (
     common_root_errors,
     fitted_psnr,
@@ -23,6 +23,7 @@ from vader.evaluation.poses import (
     score_videos,
 )
 from vader.generation.animation import Clip, load_animator, write_video
+from vader.settings.autodecoder import InversionConfig
 
 pytest.importorskip("pytorch3d")
 

@@ -19,7 +19,9 @@ from torch.nn.functional import normalize
 from vader.rendering import fused
 from vader.rendering.fused import fused_backend, render_backward, render_forward, render_rays_fused
 from vader.rendering.occupancy import occupied_cells
-from vader.rendering.reference import RenderingError, clip_to_cube, render_rays, render_rays_reference
+from vader.rendering.rays import RenderingError, clip_to_cube
+from vader.rendering.reference import render_rays_reference
+from vader.rendering.render import render_rays
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])  # of subprocesses
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -322,8 +324,9 @@ def test_two_ranks_average_their_gradients(tmp_path):
 TRITON_AGREES = """
 import torch
 from test_fused import assert_agrees, picture_and_gradient, rng, scene
-from vader.rendering import fused_cuda
-from vader.rendering.reference import clip_to_cube, render_rays_reference
+from vader.rendering import cuda
+from vader.rendering.rays import clip_to_cube
+from vader.rendering.reference import render_rays_reference
 
 for rays, dtype, samples, stratified, stop in [
     (20, torch.float32, 4, -1, 0.0),
@@ -337,10 +340,10 @@ for rays, dtype, samples, stratified, stop in [
     reference = picture_and_gradient(render_rays_reference, volume.float(), *options)
     enter, leave = clip_to_cube(origins, directions, 0.0, float("inf"))
     arguments = (volume.movedim(1, -1).contiguous(), origins, directions, enter, leave, samples, stratified, stop)
-    out = fused_cuda.forward(*arguments)
+    out = cuda.forward(*arguments)
     weights = torch.zeros_like(out)
     weights[..., :5] = torch.randn(out[..., :5].shape, generator=rng(1))
-    gradient = fused_cuda.backward(*arguments, out, weights)
+    gradient = cuda.backward(*arguments, out, weights)
     assert gradient.dtype == torch.float32
     assert_agrees((out[..., :5], gradient.movedim(-1, 1)), reference)
 print("agrees")
@@ -364,12 +367,12 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from vader.rendering import cuda as fused_cuda
+    from vader.rendering import cuda
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter has replaced the compiler")
     compiled = triton.compile(
-        fused_cuda.kernel_source(name, "bf16"), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}
+        cuda.kernel_source(name, "bf16"), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}
     )
     code = compiled.asm["ptx"]
     assert code.count("ld.global.v2.b32") == 8  # eight corners, four bfloat16 channels each

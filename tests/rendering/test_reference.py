@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from vader.rendering.cameras import CameraError, Cameras, intrinsics_from_fov, look_at
-from vader.rendering.reference import (
-    RenderingError,
-    clip_to_cube,
-    composite,
-    hash_uniform,
-    normal_volume,
-    render_rays,
-    render_rays_reference,
-    render_views,
-    sample_depths,
-    sample_volume,
-)
+from vader.rendering.rays import RenderingError, clip_to_cube
+from vader.rendering.reference import composite, hash_uniform, render_rays_reference, sample_depths, sample_volume
+from vader.rendering.render import normal_volume, render_rays, render_views
 
 DOUBLE = torch.float64
 

@@ -10,7 +10,8 @@ from vader.diffusion.denoising import build_denoiser
 from vader.diffusion.normalization import RobustStatistics
 from vader.evaluation import costs
 from vader.report import diagram
-from vader.settings.profiles import PAPER, experiment
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER
 
 CONFIG = experiment("smoke", "procedural_chairs")
 

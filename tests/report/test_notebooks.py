@@ -58,7 +58,7 @@ def test_a_notebook_holds_outputs_to_compare_with_and_nothing_of_one_machine(fil
     assert machine_paths(notebook) == []
     before = nbformat.writes(notebook)
     module.strip(notebook)
-    assert nbformat.writes(notebook) == before, f"python -m vader.report refresh {file.stem} renews it"
+    assert nbformat.writes(notebook) == before, f"vader report refresh {file.stem} renews it"
 
 
 # --------------------------------------------------------------------------------------------------- parameters

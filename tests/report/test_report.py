@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vader import report as package
-from vader.commands.report import main
+from vader.commands import main as vader
 from vader.report import Report, ReportError, decide, frame, load, read_reports, seed_interval, table, validate
 from vader.report.claims import claims_page, collect_claims
 from vader.report.contract import check_row, report_digest
@@ -349,7 +349,7 @@ def test_claims_are_collected_by_profile_with_the_failed_ones_first(folder, caps
     report.save()
     example(profile="gpu").save()
     example(profile="smoke").save()
-    assert main(["claims"]) == 0
+    assert vader(["report", "claims"]) == 0
     ledger = json.loads((folder / "claims.json").read_text())
     assert ledger["profiles"].keys() == {"gpu", "laptop"}
     assert [claim["id"] for claim in ledger["profiles"]["laptop"]["claims"]] == [
@@ -368,11 +368,11 @@ def test_the_ledger_does_not_depend_on_the_order_of_reports():
 
 
 def test_the_command_reports_errors_on_one_line(folder, capsys):
-    assert main(["table9"]) == 1
+    assert vader(["report", "table9"]) == 1
     assert "error: no notebook is called 'table9'" in capsys.readouterr().err
     folder.mkdir(parents=True)
     (folder / "table1.laptop.json").write_text("[")
-    assert main(["claims"]) == 1
+    assert vader(["report", "claims"]) == 1
     assert "table1.laptop.json: not readable as JSON" in capsys.readouterr().err
 
 

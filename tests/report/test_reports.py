@@ -93,16 +93,14 @@ def test_the_ledger_of_claims_is_that_of_the_reports():
     if not FILES and not (REPORTS / "claims.json").exists():
         pytest.skip("no report is committed yet")
     ledger = collect_claims(read_reports(REPORTS))
-    assert json.loads(json.dumps(ledger)) == read_json(REPORTS / "claims.json"), (
-        "python -m vader.report claims renews it"
-    )
+    assert json.loads(json.dumps(ledger)) == read_json(REPORTS / "claims.json"), "vader report claims renews it"
     assert (REPORTS / "claims.html").read_text(encoding="utf-8") == claims_page(ledger)
 
 
 def test_readme_shows_the_numbers_of_the_reports():
     text = (REPORTS.parent / "README.md").read_text(encoding="utf-8")
     shown = text.partition(START)[2].partition(END)[0].strip()
-    assert shown == excerpt(read_reports(REPORTS)), "python -m vader.report claims renews it"
+    assert shown == excerpt(read_reports(REPORTS)), "vader report claims renews it"
 
 
 def test_the_excerpt_keeps_measured_and_stated_numbers_apart():

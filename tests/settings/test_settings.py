@@ -7,9 +7,12 @@ import dataclasses
 import pytest
 
 from vader.report.paper import TABLE5, TABLE5_COLUMNS
+from vader.settings.autodecoder import AutodecoderConfig, ReconstructionConfig
 from vader.settings.checks import ConfigError
-from vader.settings.experiment import AutodecoderConfig, DataConfig, ReconstructionConfig, SamplerConfig, UNetConfig
-from vader.settings.profiles import DATA_NAMES, LAPTOP, PAPER, PAPER_TEXT, PROFILES, differences, experiment, table5
+from vader.settings.diffusion import SamplerConfig, UNetConfig
+from vader.settings.experiment import DataConfig
+from vader.settings.profiles import DATA_NAMES, LAPTOP, PROFILES, differences, experiment
+from vader.settings.table5 import PAPER, PAPER_TEXT, column_cells
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -33,8 +36,8 @@ def test_unknown_names_are_refused_with_the_nearest_known():
 @pytest.mark.parametrize("name", PAPER)
 def test_table_5_is_what_the_configurations_say(name):
     column = list(TABLE5_COLUMNS).index(name)
-    assert table5(name) == {row: cells[column] for row, cells in TABLE5.items()}
-    assert list(table5(name)) == list(TABLE5) and list(PAPER) == list(TABLE5_COLUMNS)
+    assert column_cells(name) == {row: cells[column] for row, cells in TABLE5.items()}
+    assert list(column_cells(name)) == list(TABLE5) and list(PAPER) == list(TABLE5_COLUMNS)
 
 
 def test_a_cell_of_table_5_follows_its_field(monkeypatch):
@@ -42,7 +45,7 @@ def test_a_cell_of_table_5_follows_its_field(monkeypatch):
         autodecoder=dict(lbs_channels=3, resolution=128, depth=1), diffusion=dict(learning_rate=2.5e-6)
     )
     monkeypatch.setitem(PAPER, "celebv_text", changed)
-    cells = table5("celebv_text")
+    cells = column_cells("celebv_text")
     assert cells["3D AutoDecoder", "VoxelGridSize"] == "128³ × 7"
     assert cells["3D AutoDecoder", "Depth"] == "1"
     assert cells["Latent 3D Diffusion Model", "Learning Rate"] == "2.5e-6"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from vader.commands import runs as command
-from vader.settings.experiment import AutodecoderConfig
+from vader.commands import main as vader
+from vader.settings.autodecoder import AutodecoderConfig
 from vader.store import runs
 from vader.store.files import plain, read_json, write_json
 from vader.store.runs import Record, RunError
@@ -265,21 +265,21 @@ def test_other_pixels_are_reported_with_their_size_and_are_no_error(recwarn):
 def test_a_committed_run_is_found_where_there_is_no_own_one(store, capsys):
     run = runs.get("chairs", SETTINGS, train)
     (run.folder / "checkpoint-old.pt").write_bytes(b"")
-    assert command.main(["commit", run.folder.name]) == 0
+    assert vader(["runs", "commit", run.folder.name]) == 0
     committed = store.parent / "reports" / "runs" / run.folder.name
     assert not (committed / "checkpoint-old.pt").exists()
     assert runs.find("chairs", SETTINGS).origin == "own run"
     shutil.rmtree(run.folder)
     found = runs.get("chairs", SETTINGS, never)
     assert found.folder == committed and found.origin == "reference run"
-    assert command.main(["list"]) == 0
+    assert vader(["runs", "list"]) == 0
     assert f"{committed}: reference run" in capsys.readouterr().out
     (store / "broken-0").mkdir()
     runs.begin("tables", SETTINGS)
-    assert command.main(["list"]) == 0
+    assert vader(["runs", "list"]) == 0
     listed = capsys.readouterr().out
     assert "broken-0: has no DONE" in listed and ".partial: partial" in listed and f"{committed}: reference" in listed
-    assert command.main(["commit", str(committed)]) == 1
+    assert vader(["runs", "commit", str(committed)]) == 1
     assert "exists already" in capsys.readouterr().err
 
 

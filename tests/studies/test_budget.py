@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from tests.tiny import balls
+from vader.commands import main as vader
+from vader.commands import study
 from vader.settings.diffrf import diffrf
 from vader.settings.profiles import experiment
 from vader.studies import budget
@@ -60,11 +62,11 @@ def test_every_system_of_table_1_is_timed_and_what_was_measured_is_read_again(tm
     monkeypatch.setenv("VADER_REPORTS", str(tmp_path / "reports"))
     (tmp_path / "reports").mkdir()
     short = experiment("smoke", "procedural_chairs").replace(reconstruction=dict(images_seen=64))
-    monkeypatch.setattr(budget, "prepare", lambda data: balls(short))
-    monkeypatch.setattr(budget, "experiment", lambda profile, data: short)
+    monkeypatch.setattr(study, "prepare", lambda data: balls(short))
+    monkeypatch.setattr(study, "experiment", lambda profile, data: short)
     monkeypatch.setattr(budget.measure, "__defaults__", (2, 1))  # turns, places
     assert budget.read_budget("procedural_chairs", "smoke") == []
-    assert budget.main(["--profile", "smoke", "--data", "procedural_chairs"]) == 0
+    assert vader(["study", "budget", "--profile", "smoke", "--data", "procedural_chairs"]) == 0
     costs = budget.read_budget("procedural_chairs", "smoke")
     assert [(c.system, c.stage) for c in costs] == [
         ("ours", "autodecoder"),

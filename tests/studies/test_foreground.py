@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_articulated, tiny_experiment, toys
+from vader.commands import main as vader
+from vader.commands import study
 from vader.evaluation.poses import VideoScores
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import differences
@@ -104,8 +106,8 @@ def test_the_command_trains_what_the_study_needs(monkeypatch, capsys):
         asked.append((config.seed, config.reconstruction.foreground_weight, max_seconds))
         return SimpleNamespace(folder="there")
 
-    monkeypatch.setattr(foreground, "autodecoder_run", run)
-    monkeypatch.setattr(foreground, "prepare", lambda config: config)
-    assert foreground.main(["--profile", "smoke", "--seed", "5", "--max-seconds", "7"]) == 0
+    monkeypatch.setattr(study, "autodecoder_run", run)
+    monkeypatch.setattr(study, "prepare", lambda config: config)
+    assert vader(["study", "foreground", "--profile", "smoke", "--seed", "5", "--max-seconds", "7"]) == 0
     assert asked == [(5, 1.0, 7.0), (5, 0.0, 7.0), (6, 1.0, 7.0), (6, 0.0, 7.0)]
     assert capsys.readouterr().out.split() == ["there"] * 4

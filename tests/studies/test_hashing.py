@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from tests.tiny import balls, tiny_experiment
-from vader.report.paper import TRAINING_OBJECTS
 from vader.settings.checks import ConfigError
-from vader.settings.profiles import PAPER, study
+from vader.settings.studies import study
+from vader.settings.table5 import PAPER, TRAINING_OBJECTS
 from vader.stages import autodecoder_settings
 from vader.store import runs
 from vader.studies.hashing import VARIANTS, measure, scored_objects, storage, variants

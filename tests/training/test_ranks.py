@@ -28,14 +28,16 @@ from tests.ranks import (
 )
 from tests.tiny import balls, tiny_experiment
 from vader.autodecoder.reconstruction import Reconstruction
-from vader.commands.train import main, plan
+from vader.commands import main as vader
+from vader.commands.train import plan
 from vader.data import SequenceSet
 from vader.data.preparation import SetWriter
 from vader.data.views import MemoryViews
 from vader.evaluation import costs
 from vader.settings.checks import ConfigError
 from vader.settings.experiment import Experiment
-from vader.settings.profiles import PAPER, experiment
+from vader.settings.profiles import experiment
+from vader.settings.table5 import PAPER
 from vader.stages import autodecoder_run
 from vader.store import runs
 from vader.store.files import from_plain, plain, read_weights
@@ -216,7 +218,7 @@ def test_a_task_that_knows_of_no_other_ranks_is_refused_in_a_group(tmp_path):
 def test_a_single_rank_has_nobody_to_divide_weights_with(capsys):
     with pytest.raises(ConfigError, match="shard is 'fully', which divides weights among ranks, but there is 1"):
         current(sharded=True)
-    assert main(["--profile", "smoke", "--data", "procedural_chairs", "--shard", "fully"]) == 1
+    assert vader(["train", "procedural_chairs", "--profile", "smoke", "--shard", "fully"]) == 1
     assert "start several or leave it out" in capsys.readouterr().err
 
 
@@ -225,11 +227,11 @@ def test_ranks_that_do_not_divide_the_step_are_refused(monkeypatch, capsys):
         Ranks(0, 3).share(4)
     with pytest.raises(ConfigError, match="2 ranks cannot share 1 microbatches"):
         Reconstruction(tiny_experiment(), balls(tiny_experiment()), CPU, Ranks(0, 2))
-    command = ["--profile=smoke", "--data=procedural_chairs"]  # before data are prepared or processes started
-    assert main([*command, "--ranks=2"]) == 1
+    command = ["train", "procedural_chairs", "--profile=smoke"]  # before data are prepared or processes started
+    assert vader([*command, "--ranks=2"]) == 1
     assert "2 ranks cannot share 1 microbatches a step" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main([*command, "--microbatches=4"]) == 1
+    assert vader([*command, "--microbatches=4"]) == 1
     assert "3 ranks cannot share 4 microbatches a step" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="objects_per_step 4 does not divide into 3 microbatches"):
         shared_experiment(microbatches=3)
@@ -300,8 +302,8 @@ def test_settings_come_back_from_json():
 
 def test_a_cluster_command_names_its_nodes():
     options = dict(profile="paper", max_seconds=60, partitioned=True, tensorboard=False)
-    command = torchrun_command(8, 4, "node-0:29500", **options)
-    assert command[0] == "torchrun" and command[-5:-3] == ["-m", "vader.training"]
+    command = torchrun_command(8, 4, "node-0:29500", "mvimgnet", **options)
+    assert command[0] == "torchrun" and command[-7:-3] == ["-m", "vader", "train", "mvimgnet"]
     assert {"--nnodes=8", "--nproc-per-node=4", "--rdzv-endpoint=node-0:29500"} <= {*command}
     assert command[-3:] == ["--profile=paper", "--max-seconds=60", "--partitioned"]
 

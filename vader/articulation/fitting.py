@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..rendering.cameras import Cameras
-from ..rendering.reference import voxel_centres
+from ..rendering.rays import voxel_centres
 from .poses import PoseError, compose, transform, turn_about
 from .skinning import render_posed
 

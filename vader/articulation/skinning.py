@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..rendering.cameras import Cameras
-from ..rendering.reference import clip_to_cube, composite, normal_volume, sample_depths, sample_volume
+from ..rendering.rays import clip_to_cube
+from ..rendering.reference import composite, sample_depths, sample_volume
+from ..rendering.render import normal_volume
 from .poses import PoseError, invert, transform
 
 LOOKUPS_AT_ONCE = 2**24  # samples x parts held in memory; a lookup takes about 50 bytes with its gradient
@@ -176,7 +178,7 @@ def _dense_samples(volume: Tensor, points: Tensor, poses: Tensor) -> _Kept | Non
 def posed_views(volume: Tensor, poses: Tensor, cameras: Cameras, num_samples: int) -> dict[str, Tensor]:
     """Pictures of volumes in the poses (b, v, p, 3, 4) of v frames, from one camera, or from one for each frame.
 
-    Returns colour and normals (b, v, h, w, 3), occupancy and depth (b, v, h, w) as `rendering.volume.render_views`,
+    Returns colour and normals (b, v, h, w, 3), occupancy and depth (b, v, h, w) as `rendering.render.render_views`,
     and parts (b, v, h, w, p), the share of the occupancy that each part has.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..settings.experiment import AutodecoderConfig
+from ..settings.autodecoder import AutodecoderConfig
 
 
 class ConvUnit(nn.Sequential):

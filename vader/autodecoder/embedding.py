@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..settings.autodecoder import WORD_BITS, AutodecoderConfig
 from ..settings.checks import require
-from ..settings.experiment import WORD_BITS, AutodecoderConfig
 from ..training.distributed import stream_seed
 
 WORD = 2**WORD_BITS  # the multiplication method works modulo this

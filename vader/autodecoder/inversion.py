@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..rendering.cameras import CameraError, Cameras
-from ..rendering.reference import render_rays
-from ..settings.checks import require
+from ..rendering.render import render_rays
+from ..settings.autodecoder import InversionConfig
 from ..settings.experiment import Experiment
 from .decoder import Decoder
 from .losses import image_losses, perceptual_loss
@@ -29,39 +29,6 @@ DECODED_AT_ONCE = 8  # volumes
 
 class InversionError(ValueError):
     """Images, cameras or embeddings that nothing can be fitted to; the message names the field and what fits."""
-
-
-@dataclass(frozen=True)
-class InversionConfig:
-    """Fitting an embedding to images with known cameras, then if asked for the decoder; defaults are UVA's [63]."""
-
-    steps: int = 3000  # of the embedding, the decoder frozen
-    learning_rate: float = 1e-2  # a tenth from each quarter of the steps to the next
-    betas: tuple[float, float] = (0.5, 0.99)
-    noise: float = 0.5  # on the embedding, in standard deviations of the learned ones; gone after half of the steps
-    views_per_step: int = 4  # of those given, drawn anew for each step
-    prior_weight: float = 0.1  # completion: of the Gaussian fitted to the learned embeddings
-    tuning_steps: int = 0  # of the decoder afterwards, the embedding frozen; UVA takes 500
-    tuning_learning_rate: float = 1e-3
-    tuning_pixel_weight: float = 1000.0  # of the mean L1 between pixels, while the decoder is tuned
-    tuning_anchor_weight: float = 100.0  # of the mean change of density and skinning that tuning makes
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"steps is {self.steps}, expected at least 1")
-        require(self.views_per_step >= 1, f"views_per_step is {self.views_per_step}, expected at least 1")
-        require(self.tuning_steps >= 0, f"tuning_steps is {self.tuning_steps}, expected 0 or more")
-        for name in ("learning_rate", "tuning_learning_rate"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive rate")
-        for name in ("noise", "prior_weight", "tuning_pixel_weight", "tuning_anchor_weight"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-
-
-PROFILES = {  # the embedding is fitted first, the decoder tuned afterwards
-    "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
-    "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
-    "gpu": InversionConfig(steps=1000, tuning_steps=200),
-    "paper": InversionConfig(tuning_steps=500),
-}
 
 
 @dataclass(frozen=True, eq=False)

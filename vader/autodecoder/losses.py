@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..settings.experiment import ReconstructionConfig
+from ..settings.autodecoder import ReconstructionConfig
 from ..store.weights import vgg_features, vgg_relu_indices
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
 from ..rendering.fused import fused_backend
-from ..rendering.reference import render_rays
+from ..rendering.render import render_rays
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..store.files import load_weights, save_weights

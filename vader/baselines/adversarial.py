@@ -12,7 +12,6 @@ Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the blac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,32 +25,8 @@ from ..diffusion.ema import EMA
 from ..rendering.cameras import Cameras
 from ..settings.checks import require
 from ..settings.experiment import Experiment
+from ..settings.gans import AdversarialConfig
 from ..store.files import save_weights
-
-
-@dataclass(frozen=True)
-class AdversarialConfig:
-    """Training of a generator against a discriminator. `images_seen` counts real images; a step takes `batch_size`."""
-
-    images_seen: int
-    batch_size: int
-    num_samples: int  # per ray
-    generator_lr: float
-    discriminator_lr: float
-    betas: tuple[float, float]
-    r1_weight: float  # gamma
-    r1_every: int  # steps; the penalty is multiplied by this number
-    ema_half_life: int  # in images seen
-    pose_weight: float  # of the squared error of the discriminator's guess at a generated picture's view direction
-
-    def __post_init__(self) -> None:
-        for name in ("images_seen", "batch_size", "num_samples", "r1_every", "ema_half_life"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("generator_lr", "discriminator_lr"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive rate")
-        for name in ("r1_weight", "pose_weight"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-
 
 # ------------------------------------------------------------------------------------------------------ losses
 

@@ -18,12 +18,11 @@ omega_t = abar_t^2, lambda = 0.1. Sizes, rates and batch of `paper` are choices.
 The same volumes, renderer, cameras and metrics as ours; images are on black, with the masks as a second target, since
 black on black leaves the shape of dark parts open. As a command, both stages:
 
-    python -m vader.baselines.diffrf --profile laptop --data furniture_chairs [--stage all] [--max-seconds 540]
+    vader train furniture_chairs --system diffrf --profile laptop [--stage all] [--max-seconds 540]
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,29 +32,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..commands.train import run_options
-from ..data import SequenceSet, prepare
+from ..data import SequenceSet
 from ..diffusion.edm import per_object, standard_normal
 from ..diffusion.ema import EMA
 from ..diffusion.sampling import for_inference, object_generators
 from ..diffusion.unet3d import UNet3D
 from ..evaluation.costs import denoiser_stages
 from ..settings.checks import require
-from ..settings.diffrf import DiffRFConfig, FieldDiffusionConfig, diffrf
-from ..settings.profiles import experiment
+from ..settings.diffrf import CHANNELS, DiffRFConfig, FieldDiffusionConfig
 from ..store import runs
 from ..store.files import load_weights, plain, save_weights
-from ..store.runs import Paused, Run, RunError
-from ..training import PAUSED, fit, select_device
-from .radiance_fields import (
-    CHANNELS,
-    TrainingRays,
-    fields_run,
-    fields_settings,
-    load_fields,
-    photometric_loss,
-    to_volume,
-)
+from ..store.runs import Run, RunError
+from ..training import fit, select_device
+from .radiance_fields import TrainingRays, fields_run, fields_settings, load_fields, photometric_loss, to_volume
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -269,7 +258,7 @@ def diffrf_system(run: Run, config: DiffRFConfig, data: SequenceSet, device: str
     return system
 
 
-# ------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------------------------ the plan
 
 
 def plan(config: DiffRFConfig, objects: int) -> str:
@@ -289,30 +278,3 @@ def plan(config: DiffRFConfig, objects: int) -> str:
             "GFLOP a sample",
         ]
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused."""
-    parser = run_options("vader.baselines.diffrf", main.__doc__)
-    parser.add_argument("--stage", choices=("fields", "all"), default="all")
-    options = parser.parse_args(arguments)
-    described, config = experiment(options.profile, options.data).data, diffrf(options.profile, options.seed)
-    if options.dry_run:
-        print(plan(config, described.num_objects))
-        return 0
-    data = prepare(described, **({"source": options.source} if options.source else {}))
-    limits = (options.device, options.max_seconds)
-    try:
-        if options.stage == "fields":
-            run = fields_run(config.fields, data, config.seed, *limits)
-        else:
-            run = diffrf_run(config, data, *limits)
-    except Paused as pause:
-        print(pause, file=sys.stderr)
-        return PAUSED
-    print(f"{run.folder} ({run.record['seconds']:.0f} s on {run.record['device']})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
+from ..generation.models import Models, System
 from ..settings.checks import ConfigError
 
 Prior = Literal["standard", "fitted"]
@@ -43,3 +44,14 @@ def sample_embeddings(embeddings: Tensor, indices: Sequence[int], prior: Prior, 
         return noise
     mean, root = fit_gaussian(embeddings)
     return (mean + noise.double() @ root.T).float()
+
+
+def direct_latent_sampling(models: Models, prior: Prior) -> System:
+    """The baseline as a system of volumes, on the autodecoder of ours."""
+    learned = models.autodecoder.embedding.all().cpu()
+
+    @torch.no_grad()
+    def system(indices: Sequence[int], seed: int) -> Tensor:
+        return models.autodecoder.decoder(sample_embeddings(learned, indices, prior, seed).to(models.device))
+
+    return system

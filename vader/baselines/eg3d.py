@@ -25,8 +25,6 @@ What differs from the original (in brackets), and why:
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,83 +34,13 @@ from torch import Tensor, nn
 from ..rendering.cameras import Cameras
 from ..rendering.reference import render_field
 from ..settings.checks import require
-from .adversarial import Adversarial, AdversarialConfig, Scene, resized
+from ..settings.gans import EG3D_PROFILES, EG3DConfig
+from .adversarial import Adversarial, Scene, resized
 from .gan import Baseline
 from .stylegan2 import Conv, Linear, ResidualBlock, SynthesisBlock, activate, enlarge, minibatch_deviation, normalize
 
 NAME = "eg3d"
 POSE_DIM = 16
-
-
-@dataclass(frozen=True)
-class EG3DConfig(AdversarialConfig):
-    """Networks and training; defaults are the paper's as far as they fit 128 x 128 pixels."""
-
-    images_seen: int = 25_000_000
-    batch_size: int = 32
-    num_samples: int = 96
-    generator_lr: float = 2.5e-3
-    discriminator_lr: float = 2e-3
-    betas: tuple[float, float] = (0.0, 0.99)
-    r1_weight: float = 1.0
-    r1_every: int = 16
-    ema_half_life: int = 10_000
-    pose_weight: float = 0.0
-    latent_dim: int = 512
-    style_dim: int = 512
-    mapping_layers: int = 2
-    channels: int = 512  # of the synthesis at 4^2 ...
-    channel_base: int = 32768  # ... and at most channel_base / r at r^2
-    plane_resolution: int = 256
-    plane_channels: int = 32
-    decoder_dim: int = 64
-    rendering_resolution: int = 64
-    resolution: int = 128
-    superresolution_channels: int = 128
-    discriminator_channels: int = 512
-    discriminator_base: int = 32768
-    density_scale: float = 20.0  # sigma per unit length is scale * softplus(raw + bias)
-    density_bias: float = -4.0
-    swap: float = 0.5  # share of pictures whose generator is told another camera
-    density_weight: float = 0.25  # of the mean |sigma(x) - sigma(x + d)|, in units of the scale
-    density_distance: float = 0.004  # standard deviation of d in half-widths of the cube
-    density_points: int = 1000  # for each scene
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("latent_dim", "style_dim", "mapping_layers", "channels", "decoder_dim", "density_points"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        r = self.plane_resolution
-        require(r >= 8 and r & (r - 1) == 0, f"plane_resolution is {r}, expected a power of two from 8 on")
-        require(self.plane_channels >= 3, f"plane_channels is {self.plane_channels}, expected at least the 3 of colour")
-        require(
-            self.resolution in (2 * self.rendering_resolution, 4 * self.rendering_resolution),
-            f"resolution is {self.resolution}, expected two or four times rendering_resolution "
-            f"({self.rendering_resolution})",
-        )
-        require(0 <= self.swap <= 1, f"swap is {self.swap:g}, expected a share in [0, 1]")
-        require(self.density_weight >= 0, f"density_weight is {self.density_weight:g}, expected 0 or more")
-        require(self.density_distance > 0, f"density_distance is {self.density_distance:g}, expected more than 0")
-
-
-PROFILES = {
-    "smoke": EG3DConfig(
-        images_seen=320, batch_size=4, num_samples=8, ema_half_life=50, latent_dim=16, style_dim=32, channels=16,
-        channel_base=512, plane_resolution=16, plane_channels=8, decoder_dim=16, rendering_resolution=16, resolution=32,
-        superresolution_channels=8, discriminator_channels=32, discriminator_base=256, density_points=100,
-    ),
-    "laptop": EG3DConfig(
-        images_seen=96_000, batch_size=8, num_samples=24, ema_half_life=2_000, latent_dim=64, style_dim=128,
-        channels=64, channel_base=1024, plane_resolution=32, plane_channels=16, decoder_dim=32, rendering_resolution=24,
-        resolution=48, superresolution_channels=24, discriminator_channels=64, discriminator_base=768,
-        density_points=250, density_distance=0.02,
-    ),
-    "gpu": EG3DConfig(
-        images_seen=2_000_000, num_samples=48, latent_dim=256, style_dim=256, channels=256, channel_base=8192,
-        plane_resolution=128, discriminator_channels=256, discriminator_base=8192, superresolution_channels=64,
-    ),
-    "paper": EG3DConfig(),
-}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- generator
@@ -303,7 +231,4 @@ class EG3DTraining(Adversarial):
         return self.discriminator(images, pose_label(cameras)), torch.zeros(len(images), 3, device=images.device)
 
 
-EG3D = Baseline(NAME, "EG3D", PROFILES, EG3DTraining, TriPlaneGenerator)
-
-if __name__ == "__main__":
-    sys.exit(EG3D.main())
+EG3D = Baseline(NAME, "EG3D", EG3D_PROFILES, EG3DTraining, TriPlaneGenerator)

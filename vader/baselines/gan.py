@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..commands.train import run_options
-from ..data import SequenceSet, prepare
+from ..data import SequenceSet
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
 from ..rendering.cameras import Cameras
-from ..rendering.reference import voxel_centres
+from ..rendering.rays import voxel_centres
 from ..settings.checks import nearest, require
 from ..settings.experiment import Experiment
-from ..settings.profiles import experiment
+from ..settings.gans import AdversarialConfig
 from ..store import runs
 from ..store.files import load_weights, plain
-from ..store.runs import Paused, Run, RunError
-from ..training import PAUSED, fit, select_device
-from .adversarial import Adversarial, AdversarialConfig, RealViews, Scene
+from ..store.runs import Run, RunError
+from ..training import fit, select_device
+from .adversarial import Adversarial, RealViews, Scene
 
 CHUNK = 2**16  # points of a density grid that are evaluated at once
 Settings = TypeVar("Settings", bound=AdversarialConfig)
@@ -102,23 +100,11 @@ class Baseline(Generic[Settings]):
         generator = generator.to(device).eval().requires_grad_(False)
         return GANSystem(self.name, generator, poses, 2 * settings.num_samples)  # finer bins than in training
 
-    def main(self, arguments: list[str] | None = None) -> int:
-        """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused."""
-        options = run_options(f"vader.baselines.{self.name}", f"Train {self.label}.").parse_args(arguments)
-        config = experiment(options.profile, options.data).replace(seed=options.seed)
-        if options.dry_run:
-            settings = self.settings(options.profile)
-            steps = -(-settings.images_seen // settings.batch_size)
-            print(f"{self.label}: {settings.images_seen:,} images in {steps:,} steps of {settings.batch_size}")
-            return 0
-        data = prepare(config.data, **({"source": options.source} if options.source else {}))
-        try:
-            done = self.run(config, data, options.device, options.max_seconds)
-        except Paused as pause:
-            print(pause, file=sys.stderr)
-            return PAUSED
-        print(f"{done.folder} ({done.record['seconds']:.0f} s on {done.record['device']})")
-        return 0
+    def plan(self, profile: str) -> str:
+        """Images and steps of its training, in words."""
+        settings = self.settings(profile)
+        steps = -(-settings.images_seen // settings.batch_size)
+        return f"{self.label}: {settings.images_seen:,} images in {steps:,} steps of {settings.batch_size}"
 
 
 class GANSystem:

@@ -24,8 +24,6 @@ What differs from the original (in brackets), and why:
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,83 +33,11 @@ from torch import Tensor, nn
 from ..rendering.cameras import Cameras
 from ..rendering.reference import render_field
 from ..settings.checks import require
-from .adversarial import Adversarial, AdversarialConfig, Scene, resized
+from ..settings.gans import PI_GAN_PROFILES, PiGANConfig
+from .adversarial import Adversarial, Scene, resized
 from .gan import Baseline
 
 NAME = "pi_gan"
-
-
-@dataclass(frozen=True)
-class PiGANConfig(AdversarialConfig):
-    """Networks and training; defaults are the paper's for 128 x 128 pixels, but for what is listed above."""
-
-    images_seen: int = 5_000_000
-    batch_size: int = 8  # what fits into the memory of one large GPU
-    num_samples: int = 48
-    generator_lr: float = 5e-5
-    mapping_lr: float = 2.5e-6
-    discriminator_lr: float = 4e-4
-    betas: tuple[float, float] = (0.0, 0.9)
-    r1_weight: float = 10.0
-    r1_every: int = 1
-    ema_half_life: int = 5_500  # 0.999 a step
-    pose_weight: float = 15.0
-    latent_dim: int = 256
-    mapping_dim: int = 256
-    mapping_layers: int = 3
-    layers: int = 8
-    channels: int = 256
-    density_scale: float = 20.0  # sigma per unit length is scale * softplus(raw + bias)
-    density_bias: float = -4.0
-    discriminator_channels: int = 32  # at the finest resolution; doubled by each halving ...
-    max_channels: int = 400  # ... up to this
-    resolutions: tuple[int, ...] = (32, 64, 128)  # of the progressive stages
-    shares: tuple[float, ...] = (0.4, 0.4, 0.2)  # of the images seen, one for each stage
-    fade_images: int = 100_000  # over which a stage fades in
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("latent_dim", "mapping_dim", "mapping_layers", "layers", "channels", "discriminator_channels"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        require(bool(self.resolutions), "resolutions is empty, expected at least one stage")
-        for coarse, fine in zip(self.resolutions, self.resolutions[1:], strict=False):
-            require(fine == 2 * coarse, f"resolutions are {self.resolutions}, expected each twice the one before")
-        require(
-            len(self.shares) == len(self.resolutions) and abs(sum(self.shares) - 1) < 1e-6 and min(self.shares) > 0,
-            f"shares are {self.shares}, expected one for each of {len(self.resolutions)} stages, adding up to 1",
-        )
-        require(self.fade_images >= 0, f"fade_images is {self.fade_images}, expected 0 or more")
-
-    def stage(self, clock: int) -> tuple[int, float]:
-        """Resolution and weight alpha in (0, 1] of the finest layers after `clock` images."""
-        start = 0.0
-        for index, share in enumerate(self.shares):
-            end = start + share * self.images_seen
-            if clock < end or index == len(self.shares) - 1:
-                break
-            start = end
-        alpha = min(1.0, (clock - start + self.batch_size) / self.fade_images) if index and self.fade_images else 1.0
-        return self.resolutions[index], alpha
-
-
-_SMALL = dict(generator_lr=2e-4, mapping_lr=2e-5, discriminator_lr=4e-4, pose_weight=1.0)
-PROFILES = {
-    "smoke": PiGANConfig(
-        **_SMALL, images_seen=320, batch_size=4, num_samples=8, ema_half_life=50, latent_dim=16, mapping_dim=32,
-        mapping_layers=2, layers=2, channels=24, discriminator_channels=8, max_channels=32, resolutions=(16, 32),
-        shares=(0.7, 0.3), fade_images=40, r1_every=4,
-    ),
-    "laptop": PiGANConfig(
-        **_SMALL, images_seen=64_000, batch_size=8, num_samples=12, ema_half_life=2_000, latent_dim=64,
-        mapping_dim=128, layers=4, channels=64, discriminator_channels=16, max_channels=96, resolutions=(12, 24, 48),
-        shares=(0.3, 0.5, 0.2), fade_images=3_000, r1_every=4,
-    ),
-    "gpu": PiGANConfig(
-        **_SMALL, images_seen=400_000, batch_size=16, num_samples=32, ema_half_life=11_000, fade_images=20_000,
-        channels=128, layers=6,
-    ),
-    "paper": PiGANConfig(),
-}  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- generator
@@ -310,7 +236,4 @@ class PiGANTraining(Adversarial):
         return self.discriminator(images, self.settings.stage(clock)[1])
 
 
-PI_GAN = Baseline(NAME, "pi-GAN", PROFILES, PiGANTraining, SirenGenerator)
-
-if __name__ == "__main__":
-    sys.exit(PI_GAN.main())
+PI_GAN = Baseline(NAME, "pi-GAN", PI_GAN_PROFILES, PiGANTraining, SirenGenerator)

@@ -25,52 +25,12 @@ from torch import Tensor, nn
 
 from ..data import SequenceSet
 from ..rendering.fused import fused_backend
-from ..rendering.reference import render_rays
-from ..settings.checks import require
+from ..rendering.render import render_rays
+from ..settings.diffrf import CHANNELS, FieldsConfig
 from ..store import runs
 from ..store.files import read_weights, save_weights
 from ..store.runs import Run, RunError
 from ..training import fit, select_device
-
-CHANNELS = 4  # density and colour
-
-
-@dataclass(frozen=True)
-class FieldsConfig:
-    """The fields and how they are fitted. Each object gets `rays_per_object` rays, with repetition, in all."""
-
-    resolution: int = 32
-    optical_depth: float = 4.0  # tau, of a voxel at 1: it lets 2 % of the light pass
-    sharpness: float = 8.0  # beta
-    rays_per_object: int = 4_096_000
-    objects_per_step: int = 64  # at most; all of a smaller set
-    rays_per_step: int = 4096  # of each of them, from all its training views
-    num_samples: int = 128  # per ray
-    learning_rate: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
-    mask_weight: float = 1.0  # of the squared error of the occupancy
-    density_variation: float = 1e-3  # weights of the total variation ...
-    colour_variation: float = 1e-3
-    sparsity: float = 1e-4  # ... and of the mean of x_0 + 1, which empties what no ray needs
-
-    def __post_init__(self) -> None:
-        require(self.resolution >= 2, f"resolution is {self.resolution}, expected at least 2")
-        for name in ("rays_per_object", "objects_per_step", "rays_per_step", "num_samples"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("optical_depth", "sharpness", "learning_rate"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
-        for name in ("mask_weight", "density_variation", "colour_variation", "sparsity"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(4, S, S, S)."""
-        return (CHANNELS, *3 * (self.resolution,))
-
-    @property
-    def updates(self) -> int:
-        """How often each object is updated."""
-        return -(-self.rays_per_object // self.rays_per_step)
 
 
 def to_volume(fields: Tensor, config: FieldsConfig) -> Tensor:

@@ -14,7 +14,8 @@ from .eg3d import EG3D
 from .gan import Baseline
 from .pi_gan import PI_GAN
 
-RIVALS = {"diffrf": "DiffRF", "eg3d": EG3D.label, "pi_gan": PI_GAN.label}  # from Tab. 1's best to its worst
+GANS = {baseline.name: baseline for baseline in (EG3D, PI_GAN)}
+RIVALS = {"diffrf": "DiffRF"} | {name: gan.label for name, gan in GANS.items()}  # from Tab. 1's best to its worst
 
 
 @dataclass(frozen=True)

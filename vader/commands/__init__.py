@@ -1,22 +1,27 @@
-"""The commands of `vader`, a file each: `vader data`, `vader train`, `vader report`, `vader runs`, ..."""
+"""The commands of `vader`, a file each: `vader data`, `vader train`, `vader report`, ..."""
 
 from __future__ import annotations
 
 import sys
 from importlib import import_module
 
-from ..settings.checks import nearest
+from ..settings.checks import ConfigError, nearest
 
 COMMANDS = {  # in the order in which a newcomer needs them; each is a module here with `main(arguments) -> status`
-    "data": "prepare a data set: render or read it once, then it loads",
-    "train": "train both stages of an experiment, or resume them",
-    "report": "run a notebook and leave its report, renew stored outputs, collect the claims",
-    "runs": "list trained runs, or keep one as a reference run",
+    "data": "prepare a data set: rendered or read once, loaded from then on",
+    "train": "train a system on a data set, or go on with a training that was stopped",
+    "study": "run the trainings of one study: ablations, resolutions, hash embeddings, ...",
+    "report": "run a notebook and write its report, or collect the claims of all reports",
+    "runs": "list the trained runs, or keep one in the repository",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`vader COMMAND ...`. Exit status: what the command says; 2 where the command line is wrong."""
+    """`vader COMMAND ...`: the exit status.
+
+    0 finished, 1 an error, in one line on stderr, 2 a wrong command line, 75 (temporary failure) a training that was
+    paused: run it again. 130 interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -24,14 +29,36 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         known = list(COMMANDS)
-        print(
-            f"vader: no command is called {name!r}{nearest(name, known)}; there are {', '.join(known)}", file=sys.stderr
-        )
+        hint = nearest(name, known)
+        print(f"vader: no command is called {name!r}{hint}; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    return import_module(f".{name}", __name__).main(rest)
+    return _in_one_line(name, rest)
 
 
 def overview() -> str:
     """What `vader --help` prints."""
     lines = [f"  {name:<8} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: vader COMMAND ...", "", *lines, "", "vader COMMAND --help says more."])
+    return "\n".join(["usage: vader COMMAND ...", "", *lines, "", "vader COMMAND --help says more of each."])
+
+
+def _in_one_line(name: str, arguments: list[str]) -> int:
+    """Run a command; what a user can mend is said without a traceback."""
+    from ..data import DataError
+    from ..evaluation.metrics import MetricError
+    from ..report import ParameterError, ReportError
+    from ..store.files import RunError
+    from ..store.runs import Paused
+    from ..store.weights import WeightsError
+    from ..training import PAUSED
+
+    try:
+        return import_module(f".{name}", __name__).main(arguments)
+    except Paused as pause:
+        print(pause, file=sys.stderr)
+        return PAUSED
+    except (ConfigError, DataError, MetricError, ParameterError, ReportError, RunError, WeightsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
+        return 130

@@ -1,19 +1,21 @@
-"""Prepare a data set: python -m vader.data furniture_chairs --profile laptop [--source PATH] [--workers N]"""
+"""`vader data`: prepare a data set."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..data import READERS, prepare
-from ..data.prepared import DataError, SequenceSet
+from ..data.formats.sweethome3d import read_catalogues
+from ..data.prepared import SequenceSet
+from ..data.sets.furniture import NAMES, attribution_page
 from ..data.shards import ShardedSet
 from ..data.video import Video
-from ..settings.checks import ConfigError
+from ..settings.checks import require
 from ..settings.profiles import experiment
 
 
@@ -26,7 +28,9 @@ def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vader.data", description="Render a data set once; then it loads.")
+    parser = argparse.ArgumentParser(
+        prog="vader data", description="Prepare a data set once: rendered or read, then it loads."
+    )
     parser.add_argument("name", help=f"one of {', '.join(READERS)}")
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
@@ -39,21 +43,22 @@ def main(arguments: list[str] | None = None) -> int:
         "--objects-per-shard", type=int, metavar="N", help="write tars of N objects, for sets larger than memory"
     )
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
+    parser.add_argument(
+        "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"
+    )
     given = parser.parse_args(arguments)
+    if given.attribution:
+        require(given.name in NAMES, f"--attribution is for {' and '.join(NAMES)}, not for {given.name!r}")
+        given.attribution.write_text(attribution_page(read_catalogues(given.source)), encoding="utf-8")
+        return 0
     names = ("source", "workers", "objects_per_shard")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
-    try:
-        data = prepare(experiment(given.profile, given.name).data, **options)
-        if isinstance(data, ShardedSet):
-            print(
-                f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}"
-            )
-            return 0
-        if given.sheet:
-            Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
-    except (ConfigError, DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    data = prepare(experiment(given.profile, given.name).data, **options)
+    if isinstance(data, ShardedSet):
+        print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
+        return 0
+    if given.sheet:
+        Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
     train, test = len(data.split("train")), len(data.split("test"))
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..store import runs
@@ -34,14 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     committing = commands.add_parser("commit", help="copy finished runs to reports/runs, without checkpoints")
     committing.add_argument("run", nargs="+", type=Path, help="a finished run: its folder or its name")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "commit":
-            folders = [run if run.exists() or len(run.parts) > 1 else runs.runs_dir() / run for run in options.run]
-            lines = [f"{folder} -> {runs.commit_run(folder)}" for folder in folders]
-        else:
-            lines = _overview(runs.runs_dir()) + _overview(runs.reference_runs_dir())
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.command == "commit":
+        folders = [run if run.exists() or len(run.parts) > 1 else runs.runs_dir() / run for run in options.run]
+        lines = [f"{folder} -> {runs.commit_run(folder)}" for folder in folders]
+    else:
+        lines = _overview(runs.runs_dir()) + _overview(runs.reference_runs_dir())
     print("\n".join(lines or ["no runs yet"]))
     return 0

@@ -1,4 +1,4 @@
-"""The command `python -m vader.training`, by itself, with `--ranks`, or under torchrun."""
+"""`vader train`: by itself, with `--ranks`, or under torchrun."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from pathlib import Path
 import torch
 
 from ..articulation.articulated import one_rank
-from ..data import DataError, prepare
+from ..baselines.diffrf import diffrf_run
+from ..baselines.diffrf import plan as diffrf_plan
+from ..baselines.rivals import GANS, RIVALS
+from ..data import SequenceSet, ShardedSet, prepare
 from ..evaluation import costs
-from ..settings.checks import ConfigError
+from ..settings.checks import require
+from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..stages import autodecoder_run, diffusion_run
 from ..store import runs
-from ..store.runs import Paused, RunError
-from ..store.weights import WeightsError
 from ..training.distributed import Ranks, current, joined, require_several, threads_each
-from ..training.launch import PAUSED, launch, read_job
+from ..training.launch import launch, read_job
 from ..training.loop import CHECKPOINT_SECONDS
 
+SYSTEMS = ("ours", *RIVALS)
 
-def run_options(module: str, description: str | None, data_required: bool = True) -> argparse.ArgumentParser:
-    """The options that every command has which trains something."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", required=data_required, help="data set, e.g. furniture_chairs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+
+def options_of(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vader train",
+        description="Train both stages on a data set, or go on where they were stopped. A finished run of the same "
+        "settings is found. Exit status 75 means paused: run the same command again.",
+    )
+    parser.add_argument("data", nargs="?", help="data set, e.g. furniture_chairs")
+    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
+    parser.add_argument("--system", choices=SYSTEMS, default="ours", help="ours, or a baseline of Table 1")
+    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all", help="of ours")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
-    parser.add_argument("--source", help="where the furniture models are, if not in their usual place")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; exit status 0 when finished, 75 (temporary failure: run it again) when paused, 1 on an error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = run_options("vader.training", main.__doc__, data_required=False)
-    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all")
+    parser.add_argument("--source", help="where the data set's own files are, if not in their usual place")
     parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
-    steps = parser.add_argument_group("several ranks (torchrun --nproc-per-node=K -m vader.training ..., or --ranks K)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    steps = parser.add_argument_group("several processes (or: torchrun --nproc-per-node=K -m vader train ...)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
     steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share (a setting of the run)")
     steps.add_argument("--partitioned", action="store_true", help="each rank owns the embeddings it trains (likewise)")
@@ -57,19 +58,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not (options.data or options.job):
-        parser.error("the following arguments are required: --data")
-    try:
-        config = None if options.job else _experiment(options)
-        if options.ranks > 1 and not options.dry_run:
-            return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
-        with joined():
-            return _train(options, config)
-    except Paused as pause:
-        print(pause, file=sys.stderr)
-        return PAUSED
-    except (RunError, ConfigError, DataError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        parser.error("which data set? e.g. vader train furniture_chairs")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[2:] if arguments is None else arguments
+    options = options_of(arguments)
+    if options.system != "ours":
+        return _train_baseline(options)
+    config = None if options.job else _experiment(options)
+    if options.ranks > 1 and not options.dry_run:
+        return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
+    with joined():
+        return _train(options, config)
+
+
+def _train_baseline(options: argparse.Namespace) -> int:
+    """Train DiffRF, EG3D or pi-GAN, which do so in one process."""
+    name = options.system
+    alone = options.ranks == 1 and not (options.microbatches or options.partitioned or options.shard)
+    require(alone, f"{RIVALS[name]} trains in one process, expected none of --ranks, --microbatches, --shard")
+    require(options.stage == "all", f"--stage is for our two stages, expected none with --system {name}")
+    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    field_config = diffrf(options.profile, options.seed) if name == "diffrf" else None
+    if options.dry_run:
+        print(diffrf_plan(field_config, config.data.num_objects) if field_config else GANS[name].plan(options.profile))
+        return 0
+    data = _prepared(options, config)
+    if field_config:
+        run = diffrf_run(field_config, data, options.device, options.max_seconds)
+    else:
+        run = GANS[name].run(config, data, options.device, options.max_seconds)
+    print(f"{run.folder} ({run.record['seconds']:.0f} s on {run.record['device']})")
+    return 0
+
+
+def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | ShardedSet:
+    reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
+    return prepare(config.data, **{name: value for name, value in reading.items() if value is not None})
 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
@@ -101,9 +128,7 @@ def _train(options: argparse.Namespace, config: Experiment | None) -> int:
             if group.first:
                 print(plan(config, max(options.ranks, group.size), sharded))
             return 0
-        reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
-        reading = {name: value for name, value in reading.items() if value is not None}
-        data = group.in_turn(lambda: prepare(config.data, **reading))
+        data = group.in_turn(lambda: _prepared(options, config))
     if group.size > 1 and group.first:
         print(f"{group.size} ranks, {torch.get_num_threads()} CPU threads each", file=sys.stderr)
     stage = autodecoder_run if options.stage == "autodecoder" else diffusion_run

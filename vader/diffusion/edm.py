@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings.checks import ConfigError, require
-from ..settings.experiment import SamplerConfig
+from ..settings.diffusion import SamplerConfig
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, sigma, context -> estimate of x0
 Generators = torch.Generator | Sequence[torch.Generator]  # one for the batch, or one for each object in it

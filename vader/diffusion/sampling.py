@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..settings.checks import require
-from ..settings.experiment import SamplerConfig
+from ..settings.diffusion import SamplerConfig
 from ..store.files import write_json
 from .edm import Denoise, Denoiser, sample, standard_normal
 

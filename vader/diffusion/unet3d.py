@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..settings.checks import ConfigError, require
-from ..settings.experiment import UNetConfig
+from ..settings.diffusion import UNetConfig
 
 
 def zero_init(module: nn.Module) -> nn.Module:

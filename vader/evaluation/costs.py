@@ -20,7 +20,9 @@ from ..articulation.keypoints import CanonicalKeypoints, KeypointPredictor
 from ..autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from ..autodecoder.reconstruction import Autodecoder
 from ..diffusion.unet3d import UNet3D
-from ..settings.experiment import AutodecoderConfig, Experiment, UNetConfig
+from ..settings.autodecoder import AutodecoderConfig
+from ..settings.diffusion import UNetConfig
+from ..settings.experiment import Experiment
 from ..settings.text import TextConfig
 from ..training.distributed import AGREEMENT_BYTES, Ranks
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from ..data import SequenceSet
 from ..diffusion.sampling import object_generators
-from ..generation.models import Generator, Models, System, render_samples
-from ..rendering.reference import render_views
-from ..settings.experiment import EvaluationConfig
+from ..generation.models import BATCH, Generator, Models, System
+from ..rendering.cameras import Cameras, sample_orbit
+from ..rendering.render import render_views
+from ..settings.experiment import EvaluationConfig, Experiment
 from .metrics import MetricError
 from .metrics.distribution import KernelDistance, distances, frechet_estimate
 from .metrics.features import Features, check_independent, extract
@@ -47,6 +48,34 @@ def mean_over_objects(values: Tensor) -> Mean:
     value, std = values.mean().item(), values.std(correction=1).item() if len(values) > 1 else 0.0
     half = INTERVAL * std / len(values) ** 0.5
     return Mean(value, std, value - half, value + half, len(values))
+
+
+def random_views(config: Experiment, index: int, views: int, seed: int) -> Cameras:
+    """Cameras of generated sample `index`, from the distribution that the data's cameras were drawn from."""
+    [generator] = object_generators(seed + 1_000_003, [index])  # another stream than the sample's own noise
+    return sample_orbit(views, config.data, generator)
+
+
+def render_samples(
+    models: Models, system: System | Generator, count: int, views: int, seed: int, name: str = "samples"
+) -> Tensor:
+    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1].
+
+    Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
+    """
+    generator, pictures = models.generator(system, name), []
+    bar = tqdm(total=count, desc=name, disable=None)
+    for start in range(0, count, BATCH):
+        indices = range(start, min(start + BATCH, count))
+        cameras = [random_views(models.config, index, views, seed) for index in indices]
+        batch = generator.pictures(indices, cameras, seed)
+        expected = (len(indices), views, cameras[0].height, cameras[0].width, 3)
+        if tuple(batch.shape) != expected:
+            raise MetricError(f"{name}: pictures have shape {tuple(batch.shape)}, expected {expected} as the cameras")
+        pictures.append(batch)
+        bar.update(len(indices))
+    bar.close()
+    return torch.cat(pictures)
 
 
 def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:

@@ -26,10 +26,11 @@ from tqdm import tqdm
 from ..articulation.pose_model import PoseModel, load_pose_model
 from ..articulation.poses import PoseError, fixed_camera, orbit
 from ..articulation.skinning import posed_views, render_posed
-from ..autodecoder.inversion import Inversion, InversionConfig, InversionError, fit_views
+from ..autodecoder.inversion import Inversion, InversionError, fit_views
 from ..autodecoder.losses import image_losses, perceptual_loss
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..rendering.cameras import Cameras
+from ..settings.autodecoder import InversionConfig
 from ..settings.checks import nearest
 from ..settings.experiment import Experiment
 from ..store.runs import Run

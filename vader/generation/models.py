@@ -9,17 +9,14 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
-from ..baselines.direct_latent_sampling import Prior, sample_embeddings
 from ..data import SequenceSet
 from ..diffusion.denoising import load_denoiser
-from ..diffusion.sampling import for_inference, object_generators, sample_objects
+from ..diffusion.sampling import for_inference, sample_objects
 from ..diffusion.text import check_width, encode
-from ..evaluation.metrics import MetricError
-from ..rendering.cameras import Cameras, sample_orbit
-from ..rendering.reference import render_views
+from ..rendering.cameras import Cameras
+from ..rendering.render import render_views
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..stages import autodecoder_run, diffusion_run
@@ -123,16 +120,6 @@ class Models:
 
         return system
 
-    def direct_latent_sampling(self, prior: Prior) -> System:
-        """The baseline of [63] on the same autodecoder."""
-        learned = self.autodecoder.embedding.all().cpu()
-
-        @torch.no_grad()
-        def system(indices: Sequence[int], seed: int) -> Tensor:
-            return self.autodecoder.decoder(sample_embeddings(learned, indices, prior, seed).to(self.device))
-
-        return system
-
 
 def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> Models:
     """The models of an experiment from the run store, trained first where there are none."""
@@ -156,31 +143,3 @@ def _contexts(config: Experiment, captions: Sequence[str] | None) -> Tensor | No
     contexts = encode(captions, config.text).half().float()
     check_width(contexts, config.unet.context_dim, config.text)
     return contexts
-
-
-def random_views(config: Experiment, index: int, views: int, seed: int) -> Cameras:
-    """Cameras of generated sample `index`, from the distribution that the data's cameras were drawn from."""
-    [generator] = object_generators(seed + 1_000_003, [index])  # another stream than the sample's own noise
-    return sample_orbit(views, config.data, generator)
-
-
-def render_samples(
-    models: Models, system: System | Generator, count: int, views: int, seed: int, name: str = "samples"
-) -> Tensor:
-    """Pictures of samples 0 ... count - 1 from `views` random views each, (count, views, h, w, 3) in [0, 1].
-
-    Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
-    """
-    generator, pictures = models.generator(system, name), []
-    bar = tqdm(total=count, desc=name, disable=None)
-    for start in range(0, count, BATCH):
-        indices = range(start, min(start + BATCH, count))
-        cameras = [random_views(models.config, index, views, seed) for index in indices]
-        batch = generator.pictures(indices, cameras, seed)
-        expected = (len(indices), views, cameras[0].height, cameras[0].width, 3)
-        if tuple(batch.shape) != expected:
-            raise MetricError(f"{name}: pictures have shape {tuple(batch.shape)}, expected {expected} as the cameras")
-        pictures.append(batch)
-        bar.update(len(indices))
-    bar.close()
-    return torch.cat(pictures)

@@ -1,10 +1,10 @@
-"""The fused renderer's CUDA kernels, written in Triton: the marches of `fused_cpu`, a thread per ray.
+"""The fused renderer's CUDA kernels, written in Triton: the marches of `cpu`, a thread per ray.
 
 Volumes are (b, z, y, x, 4) in float32, float16 or bfloat16: a thread reads the four channels of a voxel as one
 vector, keeps its ray in registers and works in float32. The backward march adds into one float32 gradient per object
 with atomics, so the order of those sums, and with it their last bits, varies from run to run.
 
-Notation as in `fused_cpu`. In Triton's interpreter (TRITON_INTERPRET=1) the kernels run on CPU tensors as well.
+Notation as in `cpu`. In Triton's interpreter (TRITON_INTERPRET=1) the kernels run on CPU tensors as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The reference renderer's function as one fused pass forward and one backward (Eq. 6-7).
 
-`render_rays_fused` agrees with `volume.render_rays_reference` in colour, occupancy, depth and the gradient of the
+`render_rays_fused` agrees with `reference.render_rays_reference` in colour, occupancy, depth and the gradient of the
 volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. CPU kernels are
-compiled by numba (`fused_cpu`), CUDA kernels by Triton (`fused_cuda`). Gradients reach the volume only; a caller
+compiled by numba (`cpu`), CUDA kernels by Triton (`cuda`). Gradients reach the volume only; a caller
 that needs those of rays or cameras (articulation, pose learning) takes the reference.
 
 It is a torch custom operator: autograd, DDP and `torch.compile` treat it as any other operation.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .occupancy import occupied_cells
-from .reference import Rendering, RenderingError, clip_to_cube
+from .rays import Rendering, RenderingError, clip_to_cube
 
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
@@ -86,23 +86,23 @@ def render_forward(
 
     `seed` < 0 samples bin centres; `occupied` (`occupancy.occupied_cells`) tells what not to jump over, on the CPU.
     """
-    from . import cpu as fused_cpu
+    from . import cpu
 
     out = torch.empty(*enter.shape, OUTPUTS)
     skipping = occupied is not None
     occupied = occupied.numpy() if skipping else np.zeros((1, 1, 1, 1), np.uint8)
     _numba_threads()
     arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
-    fused_cpu.forward(*arguments, occupied, skipping, out.numpy())
+    cpu.forward(*arguments, occupied, skipping, out.numpy())
     return out
 
 
 @render_forward.register_kernel("cuda")
 def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
-    from . import cuda as fused_cuda
+    from . import cuda
 
     rays = _rays(origins, directions, enter, leave)
-    return fused_cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
+    return cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
 
 
 @torch.library.custom_op("vader::render_backward", mutates_args=(), device_types="cpu")
@@ -119,7 +119,7 @@ def render_backward(
     grad_out: Tensor,
 ) -> Tensor:
     """Kernel entry: gradient of the volume, (b, c, d, h, w) in channels_last_3d memory."""
-    from . import cpu as fused_cpu
+    from . import cpu
 
     b, _, d, h, w = volume.shape
     # Every thread owns an object; where few objects do not divide among the threads, several threads own partial
@@ -128,16 +128,16 @@ def render_backward(
     parts = threads // math.gcd(threads, b) if b < 2 * threads else 1
     grad = torch.zeros(parts, b, d, h, w, 4)
     arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
-    fused_cpu.backward(*arguments, out.numpy(), *(x.numpy() for x in _rays(grad_out)), grad.numpy())
+    cpu.backward(*arguments, out.numpy(), *(x.numpy() for x in _rays(grad_out)), grad.numpy())
     return _volume_gradient(grad[0] if parts == 1 else grad.sum(0), volume)
 
 
 @render_backward.register_kernel("cuda")
 def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
-    from . import cuda as fused_cuda
+    from . import cuda
 
     rays = _rays(origins, directions, enter, leave)
-    grad = fused_cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, out, *_rays(grad_out))
+    grad = cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, out, *_rays(grad_out))
     return _volume_gradient(grad, volume)
 
 
@@ -184,7 +184,7 @@ def render_rays_fused(
     far: float = float("inf"),
     skip_empty: bool = False,
 ) -> Rendering:
-    """`volume.render_rays_reference` in one pass; arguments and result as there.
+    """`reference.render_rays_reference` in one pass; arguments and result as there.
 
     Gradients flow to `volume` (float32, bfloat16 or float16; float32 inside) alone. On the CPU they are the same bits
     for the same number of threads, on CUDA up to the order of a sum. `skip_empty`, without gradients, lets a CPU ray

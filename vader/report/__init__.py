@@ -11,7 +11,7 @@ never typed, and numbers of one profile never stand in a column of another or of
     report.claim("table1.chairs.ours_beats_dls", "…", where="Tab. 1", verdict=decide(gain, low, high), evidence="…")
     report.save()
 
-Commands: `python -m vader.report table1 --profile laptop -p data=furniture` runs a notebook into
+Commands: `vader report table1 --profile laptop -p data=furniture` runs a notebook into
 `reports/`, `… refresh table1` renews the outputs stored in it, `… claims` collects the claims.
 """
 

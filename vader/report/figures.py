@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import SequenceSet
 from ..evaluation.metrics.features import to_uint8
 from ..rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from ..rendering.reference import render_views
+from ..rendering.render import render_views
 from ..settings.experiment import DataConfig
 
 if TYPE_CHECKING:

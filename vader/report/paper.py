@@ -97,15 +97,6 @@ TABLE5 = {
     ("Latent 3D Diffusion Model", "Transformers Depth"): ("-", "-", "1", "1", "2"),
 }
 
-# Training objects (Sec. 4.1), as stated: exact for the first two, about for the others.
-TRAINING_OBJECTS = {
-    "abo_tables": 1_676,
-    "photoshape_chairs": 15_576,
-    "celebv_text": 44_400,
-    "mvimgnet": 206_990,
-    "objaverse": 300_000,
-}
-
 
 def table1_rows() -> list[dict]:
     """Table 1 as rows for a report (features InceptionV3, as stated)."""

@@ -153,7 +153,7 @@ def load(notebook: str, profile: str, data: str = "procedural") -> dict[str, Any
     """One report as written. Raises ReportError if it is not there or breaks the contract."""
     file = reports_dir() / f"{notebook_part(notebook, data)}.{profile}.json"
     if not file.is_file():
-        raise ReportError(f"{file}: no such report; `python -m vader.report {notebook} --profile {profile}` makes it")
+        raise ReportError(f"{file}: no such report; `vader report {notebook} --profile {profile}` makes it")
     return _read(file)
 
 

@@ -29,3 +29,14 @@ def later(default: Any) -> Any:
     While it has its default it is left out of digests, so that those runs are found as before.
     """
     return field(default=default, metadata={"later": True})
+
+
+def check_step(settings: Any, batch: str) -> None:
+    """Raise `ConfigError` unless the field `batch` of a training divides into its microbatches, and its bounds on
+    gradients are none below 0."""
+    size, parts = getattr(settings, batch), settings.microbatches
+    require(parts >= 1, f"microbatches is {parts}, expected at least 1")
+    require(size % parts == 0, f"{batch} {size} does not divide into {parts} microbatches")
+    for name in ("clip_norm", "clip_value"):
+        value = getattr(settings, name)
+        require(value >= 0, f"{name} is {value:g}, expected a positive bound, or 0 for none")

@@ -27,7 +27,7 @@ def runs_dir() -> Path:
 
 
 def reference_runs_dir() -> Path:
-    """The runs that are committed. Only read, except by `python -m vader.store.runs commit`."""
+    """The runs that are committed. Only read, except by `vader runs commit`."""
     return project_root() / "reports" / "runs"
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -47,9 +47,6 @@ from .files import (
 from .paths import reference_runs_dir, runs_dir
 from .provenance import environment, peak_memory
 
-if TYPE_CHECKING:
-    from ..data.prepared import SequenceSet
-
 __all__ = [
     "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "get",
     "load_weights", "open_run", "publish", "read_weights", "run_folder", "runs_dir", "save_weights", "utc_now",
@@ -60,6 +57,13 @@ SCHEMA_VERSION = 1  # raise it when the same settings come to mean another resul
 
 class Paused(Exception):
     """Raised by a training that stopped on purpose before its end. The partial run stays and can be resumed."""
+
+
+class Pixels(Protocol):
+    """What the store asks of a data set: how its pictures differ from those of a run's record."""
+
+    def compare_pixels(self, record: dict[str, Any]) -> str | None:
+        """None, or a sentence on how large the difference is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,7 @@ def run_folder(name: str, settings: Any) -> Path:
 # ----------------------------------------------------------------------------------------------- life of a run
 
 
-def get(name: str, settings: Any, train: Callable[[Path], None], data: SequenceSet | None = None) -> Run:
+def get(name: str, settings: Any, train: Callable[[Path], None], data: Pixels | None = None) -> Run:
     """The finished run of these settings: an own one, a committed reference run, or one trained now.
 
     train(work) trains or resumes in the folder `work`: it keeps a `Record`, writes `checkpoint*` files as it

@@ -3,16 +3,14 @@
 A run's record has the seconds that it took, on a machine that may have done other things besides. Here the trainings of
 all systems are timed in turns on the same machine, so that their costs can be compared:
 
-    python -m vader.studies.budget --profile laptop --data furniture_chairs
+    vader study budget --profile laptop --data furniture_chairs
 
 writes `reports/budget-<data>-<profile>.json`, which `table1` reads. Have nothing else run on the machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,11 +23,10 @@ from ..baselines.diffrf import FieldDiffusion
 from ..baselines.eg3d import EG3D
 from ..baselines.pi_gan import PI_GAN
 from ..baselines.radiance_fields import FieldFitting
-from ..data import SequenceSet, prepare
+from ..data import SequenceSet
 from ..diffusion.denoising import Denoising
 from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
-from ..settings.profiles import experiment
 from ..stages import autodecoder_run
 from ..store.files import read_json, write_json
 from ..store.paths import reports_dir
@@ -133,19 +130,9 @@ def lines(costs: list[Cost]) -> Iterator[str]:
         yield f"{system}: {sum(c.minutes for c in stages):.0f} minutes of one core: {parts}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Time the trainings of Table 1's systems."""
-    parser = argparse.ArgumentParser(prog="python -m vader.studies.budget", description=main.__doc__)
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--data", required=True)
-    options = parser.parse_args(arguments)
-    config = experiment(options.profile, options.data)
-    costs = measure(config, prepare(config.data))
+def measure_and_write(config: Experiment, data: SequenceSet) -> list[Cost]:
+    """`measure`, kept in `budget_file`."""
+    costs = measure(config, data)
     content = {"environment": environment("cpu"), "costs": [asdict(cost) for cost in costs]}
-    write_json(budget_file(options.data, options.profile), content)
-    print("\n".join(lines(costs)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    write_json(budget_file(config.data.name, config.profile), content)
+    return costs

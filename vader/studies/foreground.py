@@ -3,14 +3,12 @@ and without it, all else equal, scored on held-out frames whose truth is known.
 
 Its runs are trained by the notebook `figure6`, or beforehand and in pieces, exit status 75 meaning "again":
 
-    python -m vader.studies.foreground --profile laptop --max-seconds 540
+    vader study foreground --profile laptop --max-seconds 540
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..articulation.learning.one_part import rigid
-from ..data import SequenceSet, Truth, Video, prepare
+from ..data import SequenceSet, Truth, Video
 from ..evaluation.poses import VideoScores, score_videos
 from ..generation.animation import Animator, load_animator
 from ..report import decide, seed_interval
@@ -26,9 +24,6 @@ from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
-from ..stages import autodecoder_run
-from ..store.runs import Paused
-from ..training import PAUSED
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
 IMAGES = {"smoke": 320, "laptop": 36_000, "gpu": 200_000}  # seen by each
@@ -128,26 +123,8 @@ def picture_rows(outcomes: Sequence[Outcome], video: Video, truth: Truth, frames
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train both variants with every seed."""
-    parser = argparse.ArgumentParser(prog="python -m vader.studies.foreground", description=main.__doc__)
-    parser.add_argument("--profile", choices=SEEDS, default="laptop")
-    parser.add_argument("--data", choices=VIDEO_SETS, default="puppets")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
-    options = parser.parse_args(arguments)
-    config = base(options.profile, options.data)
-    data = prepare(config.data)
-    for seed in range(options.seed, options.seed + SEEDS[options.profile]):
-        for variant in variants(config.replace(seed=seed)).values():
-            try:
-                print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
-            except Paused as pause:
-                print(pause, file=sys.stderr)
-                return PAUSED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def experiments(profile: str, data: str, seed: int) -> list[Experiment]:
+    """Both variants with every seed, in the order in which they are trained."""
+    config = base(profile, data)
+    seeds = range(seed, seed + SEEDS[profile])
+    return [variant for s in seeds for variant in variants(config.replace(seed=s)).values()]

@@ -2,29 +2,27 @@
 
 Its runs are trained by the notebook `hash_embedding`, or beforehand and in pieces, exit status 75 meaning "again":
 
-    python -m vader.studies.hashing --profile laptop --max-seconds 540
+    vader study hashing --profile laptop --max-seconds 540
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..autodecoder.reconstruction import load_autodecoder
-from ..data import SequenceSet, prepare
+from ..data import SequenceSet
 from ..evaluation import costs
 from ..evaluation.pictures import Mean, heldout_reconstruction
 from ..generation.models import Models
 from ..settings.checks import require
 from ..settings.experiment import Experiment
-from ..settings.profiles import study
+from ..settings.studies import study
 from ..stages import autodecoder_run
-from ..store.runs import Paused, Run
-from ..training import PAUSED, select_device
+from ..store.runs import Run
+from ..training import select_device
 
 SEEDS = 3  # trainings of each variant
 DENSE = dict(hash_rows=0, hash_codebooks=256, hash_multipliers="corrected")
@@ -81,25 +79,7 @@ def storage(config: Experiment, num_objects: int) -> Storage:
     return Storage(size["embedding"], size["G1"] + size["G2"])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train every variant with every seed."""
-    parser = argparse.ArgumentParser(prog="python -m vader.studies.hashing", description=main.__doc__)
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
-    options = parser.parse_args(arguments)
-    config = study("hashing", options.profile)
-    data = prepare(config.data)
-    for seed in range(options.seed, options.seed + SEEDS):
-        for variant in variants(config.replace(seed=seed)).values():
-            try:
-                print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
-            except Paused as pause:
-                print(pause, file=sys.stderr)
-                return PAUSED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def experiments(profile: str, seed: int) -> list[Experiment]:
+    """Every variant with every seed, in the order in which they are trained."""
+    config = study("hashing", profile)
+    return [variant for s in range(seed, seed + SEEDS) for variant in variants(config.replace(seed=s)).values()]

@@ -5,17 +5,15 @@ A sweep is a dictionary of experiments, all derived from one base by `Experiment
 is trained (a run of its own, found again or resumed) and measured; the measurements of all of them are one table, which
 is a run as well. Trainings of different experiments go on in parallel processes of one thread each:
 
-    python -m vader.studies.sweep table2 --profile laptop --max-seconds 540 --workers 2
+    vader study table2 --profile laptop --max-seconds 540 --workers 2
 
 Exit status 75 means "again". The notebooks `table2`, `figure3` and `figure10` read the tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..autodecoder.reconstruction import load_autodecoder
-from ..data import DataError, SequenceSet, load_set, prepare
+from ..data import DataError, SequenceSet, load_set
 from ..evaluation import costs
 from ..evaluation import pictures as evaluation
 from ..evaluation.metrics.features import Features
@@ -36,12 +34,12 @@ from ..generation.models import Models
 from ..report import decide, figures, seed_interval
 from ..settings.checks import require
 from ..settings.experiment import EvaluationConfig, Experiment
-from ..settings.profiles import study
+from ..settings.studies import study
 from ..stages import autodecoder_run, diffusion_run
 from ..store import runs
 from ..store.files import read_weights, save_weights
 from ..store.runs import Paused, Run
-from ..training import PAUSED, select_device
+from ..training import select_device
 from ..training.process import in_processes
 
 Measurements = dict[str, Tensor]  # of one training, by quantity
@@ -321,27 +319,3 @@ def _in_turn(jobs: list[tuple], data: SequenceSet) -> None:
     for job in jobs:
         if _measure(data, *job) is not None:
             return
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Train and measure a sweep."""
-    parser = argparse.ArgumentParser(prog="python -m vader.studies.sweep", description=main.__doc__)
-    parser.add_argument("sweep", choices=SWEEPS)
-    parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="processes (default: %(default)s)")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with checkpoints, to be resumed")
-    options = parser.parse_args(arguments)
-    sweep = SWEEPS[options.sweep](options.profile, options.seed)
-    try:
-        done = table(sweep, prepare(sweep.base.data), options.device, options.workers, options.max_seconds)
-    except Paused as pause:
-        print(pause, file=sys.stderr)
-        return PAUSED
-    print(done.run.folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,7 +45,7 @@ PROGRESS = "VADER_PROGRESS"  # set: show progress bars though no terminal is the
 
 
 def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 0) -> int:
-    """Run `python -m vader.training ARGUMENTS` in `ranks` processes of this machine; their exit status.
+    """Run `vader train` in `ranks` processes of this machine; their exit status.
 
     port: where they meet; 0: any that is free. A worker that dies takes the others with it, and all start again from
     the last checkpoint, up to `max_restarts` times. SIGTERM is passed on. Raises RunError where the port is in use.
@@ -80,10 +80,10 @@ def launch(arguments: list[str], ranks: int, port: int = 0, max_restarts: int = 
     return 0
 
 
-def torchrun_command(nodes: int, ranks: int, meeting: str, **options: Any) -> list[str]:
+def torchrun_command(nodes: int, ranks: int, meeting: str, data: str, **options: Any) -> list[str]:
     """The command line that each of `nodes` machines runs to train with `ranks` processes each.
 
-    meeting: host:port of one of them. options: those of `python -m vader.training`, e.g. profile='gpu',
+    meeting: host:port of one of them. data: the data set. options: those of `vader train`, e.g. profile='gpu',
     partitioned=True. The machines need to see one file system.
     """
     words = [
@@ -92,7 +92,7 @@ def torchrun_command(nodes: int, ranks: int, meeting: str, **options: Any) -> li
         if value is not False
     ]
     agents = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--max-restarts=3"]
-    return ["torchrun", *agents, f"--nproc-per-node={ranks}", "-m", "vader", "train", *words]
+    return ["torchrun", *agents, f"--nproc-per-node={ranks}", "-m", "vader", "train", data, *words]
 
 
 def train_on(

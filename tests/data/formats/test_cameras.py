@@ -12,7 +12,7 @@ import torch
 from vader.data.formats.cameras import from_pytorch3d, from_transforms, to_pytorch3d, to_transforms
 from vader.data.prepared import DataError
 from vader.rendering.cameras import CameraError, Cameras, look_at, sample_orbit
-from vader.rendering.reference import render_views
+from vader.rendering.render import render_views
 from vader.settings.experiment import DataConfig
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import trimesh
 
-from vader.commands import data as command
+from vader.commands import main as vader
 from vader.data import DataError, load_set, prepare
 from vader.data.formats import sweethome3d as furniture_catalogue
 from vader.data.formats.sweethome3d import CatalogueNotFound, read_catalogues
@@ -297,15 +297,15 @@ def test_an_unwritable_output_folder_is_named(write_catalogue, tmp_path, monkeyp
 
 
 def test_commands_report_errors_in_one_line(write_catalogue, tmp_path, capsys):
-    assert command.main(["furniture_chairs", "--source", str(tmp_path / "gone")]) == 1
+    assert vader(["data", "furniture_chairs", "--source", str(tmp_path / "gone")]) == 1
     assert "apt-get install sweethome3d-furniture" in capsys.readouterr().err
-    assert furniture.main(["attribution", "--source", str(tmp_path / "gone")]) == 1
+    assert vader(["data", "furniture_chairs", "--source", str(tmp_path / "gone"), "--attribution", "x.md"]) == 1
     assert "apt-get install sweethome3d-furniture" in capsys.readouterr().err
     out = tmp_path / "table.md"
     source = str(write_catalogue([*CHAIRS, {"id": "Made#table", "name": "Pipe | table"}]))
-    assert furniture.main(["attribution", "--source", source, "--out", str(out)]) == 0
+    assert vader(["data", "furniture_chairs", "--source", source, "--attribution", str(out)]) == 0
     assert r"| Made#table | Pipe \| table | maker of table |" in out.read_text(encoding="utf-8")
-    assert furniture.main(["attribution", "--source", source, "--out", str(tmp_path)]) == 1
+    assert vader(["data", "furniture_chairs", "--source", source, "--attribution", str(tmp_path)]) == 1
 
 
 # ---------------------------------------------------------------------------------------- the real models

@@ -16,6 +16,7 @@ import trimesh
 from PIL import Image
 
 from vader.commands import data as command
+from vader.commands import main as vader
 from vader.data import open_set, prepare
 from vader.data.meshes.raycast import HALF_EXTENT, LIGHT_RIG, SPHERE_RADIUS
 from vader.data.prepared import DataError, data_digest
@@ -166,7 +167,7 @@ def test_the_command_prepares_a_set_and_says_where_it_is(root, monkeypatch, caps
     tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
     monkeypatch.setattr(command, "experiment", lambda profile, name: tiny if profile == "laptop" else None)
     sheet = root / "sheet.png"
-    assert command.main(["procedural_chairs", "--profile", "laptop", "--workers", "1", "--sheet", str(sheet)]) == 0
+    assert vader(["data", "procedural_chairs", "--profile", "laptop", "--workers", "1", "--sheet", str(sheet)]) == 0
     pixels = np.asarray(Image.open(sheet)).reshape(12, 12, 12, 3)  # one row of twelve places
     assert (pixels[:, 1] == prepare(TINY)[1].images[0].numpy()).all() and (pixels[:, 3:] == 0).all()
     said = capsys.readouterr().out
@@ -178,20 +179,20 @@ def test_the_command_writes_shards(root, monkeypatch, capsys):
     pytest.importorskip("webdataset")
     tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
     monkeypatch.setattr(command, "experiment", lambda profile, name: tiny)
-    assert command.main(["procedural_chairs", "--workers", "1", "--objects-per-shard", "2"]) == 0
+    assert vader(["data", "procedural_chairs", "--workers", "1", "--objects-per-shard", "2"]) == 0
     assert "3 objects, 2 of them for training" in capsys.readouterr().out
     (folder,) = root.glob("procedural_chairs-*-by2")
     sharded, whole = open_set(folder), prepare(TINY)
     assert torch.equal(sharded.split("train")[1].images, whole.split("train")[1].images)
-    assert command.main(["procedural_chairs", "--objects-per-shard", "0"]) == 1
+    assert vader(["data", "procedural_chairs", "--objects-per-shard", "0"]) == 1
     assert "objects_per_shard is 0, expected at least 1" in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_it_does_not_know(root, capsys):
-    assert command.main(["procedural_chair"]) == 1
+    assert vader(["data", "procedural_chair"]) == 1
     assert "did you mean 'procedural_chairs'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command.main(["procedural_chairs", "--speed", "9"])
+        vader(["data", "procedural_chairs", "--speed", "9"])
 
 
 # ------------------------------------------------------------------------------------------------ data cards

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...rendering.cameras import Cameras
-from ...rendering.reference import voxel_centres
+from ...rendering.rays import voxel_centres
 from ..poses import neutral, project
 from ..skinning import posed_views
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...rendering.cameras import Cameras
-from ...rendering.reference import voxel_centres
+from ...rendering.rays import voxel_centres
 from ...settings.checks import require
 from ..poses import half_width, neutral, project
 

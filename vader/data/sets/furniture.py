@@ -1,7 +1,7 @@
 """Furniture chairs and tables: real 3D models from Sweet Home 3D catalogues, rendered under one light rig.
 
 Data cards: `data_cards/furniture_chairs.md`, `data_cards/furniture_tables.md`; creators and licences:
-`data_cards/ATTRIBUTION_furniture.md`, which `python -m vader.data.sets.furniture attribution` writes.
+`data_cards/ATTRIBUTION_furniture.md`, which `vader data furniture_chairs --attribution FILE` writes.
 
 A base model is either training or held out, whatever the counts and variants: base models are
 ordered by a hash of seed and id, and the first HELDOUT_MODELS are held out. Variant 0 of a model is
@@ -11,11 +11,9 @@ Objects are listed variant by variant, so that a small set sees as many base mod
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -264,7 +262,7 @@ def attribution_page(catalogues: list[Catalogue]) -> str:
 The 3D models of the data sets `furniture_chairs` and `furniture_tables` come from the catalogues below, as packaged by
 Debian in `sweethome3d-furniture`. They are not part of this repository. What this project does with them is a change in
 the sense of their licences: models are turned upright, scaled, rendered, and, for variants, recoloured and stretched.
-Splits are those of seed 0. Written by `python -m vader.data.sets.furniture attribution`; do not edit.
+Splits are those of seed 0. Written by `vader data furniture_chairs --attribution FILE`; do not edit.
 
 | catalogue | version | licence |
 |---|---|---|
@@ -272,22 +270,3 @@ Splits are those of seed 0. Written by `python -m vader.data.sets.furniture attr
     rows = [f"| {c.id} | {c.version} | {' '.join(c.licence.split())} |" for c in catalogues]
     tables = [attribution(catalogues, DataConfig(name)) for name in sorted(NAMES)]
     return head + "\n".join(rows) + "\n\n" + "\n".join(tables)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vader.data.sets.furniture")
-    parser.add_argument("command", choices=["attribution"], help="list all models with creator, licence and split")
-    parser.add_argument("--source", help="folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb)")
-    parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
-    given = parser.parse_args(arguments)
-    try:
-        page = attribution_page(read_catalogues(given.source))
-        given.out.write_text(page, encoding="utf-8") if given.out else print(page, end="")
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

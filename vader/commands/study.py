@@ -1,0 +1,64 @@
+"""`vader study`: the trainings and timings of one study, which its notebook then finds and reports."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+import torch
+
+from ..data import prepare
+from ..settings.experiment import Experiment
+from ..settings.profiles import experiment
+from ..settings.videos import VIDEO_SETS
+from ..stages import autodecoder_run
+
+STUDIES = {
+    "table2": "autodecoders with parts left out, three seeds each",
+    "figure3": "diffusion at three latent resolutions, three seeds each",
+    "hashing": "dense and hash embeddings",
+    "foreground": "with and without foreground supervision",
+    "budget": "times the trainings of Table 1's systems",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vader study",
+        description="Run the trainings of a study, or resume them. Exit status 75 means paused: run it again.",
+        epilog="\n".join(f"{name:<11} {what}" for name, what in STUDIES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--profile", default="laptop", help="size of the experiments (default: %(default)s)")
+    parser.add_argument("--data", help=f"foreground: one of {', '.join(VIDEO_SETS)}; budget: any set of Table 1")
+    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
+    parser.add_argument("--workers", type=int, help="table2, figure3: processes (default: one per core)")
+    parser.add_argument("--max-seconds", type=float, help="stop after this long with checkpoints, to be resumed")
+    options = parser.parse_args(arguments)
+    for line in _run(options):
+        print(line)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> Iterable[str]:
+    from ..studies import budget, foreground, hashing, sweep
+
+    if options.study == "budget":
+        config = experiment(options.profile, options.data or "furniture_chairs")
+        return budget.lines(budget.measure_and_write(config, prepare(config.data)))
+    if options.study == "foreground":
+        return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
+    if options.study == "hashing":
+        return _train(hashing.experiments(options.profile, options.seed), options)
+    asked = sweep.SWEEPS[options.study](options.profile, options.seed)
+    workers = torch.get_num_threads() if options.workers is None else options.workers
+    done = sweep.table(asked, prepare(asked.base.data), options.device, workers, options.max_seconds)
+    return [str(done.run.folder)]
+
+
+def _train(experiments: list[Experiment], options: argparse.Namespace) -> Iterable[str]:
+    data = prepare(experiments[0].data)
+    for config in experiments:
+        yield str(autodecoder_run(config, data, options.device, options.max_seconds).folder)
