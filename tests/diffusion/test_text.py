@@ -18,8 +18,8 @@ from vader.diffusion.denoising import Denoising
 from vader.generation import models as generation
 from vader.generation.models import Models
 from vader.settings.checks import ConfigError
+from vader.settings.diffusion import PACKAGED_ENCODER, TextConfig
 from vader.settings.profiles import TEXT, experiment
-from vader.settings.text import PACKAGED_ENCODER, TextConfig
 from vader.stages import autodecoder_settings, diffusion_run
 from vader.store import runs
 from vader.store.files import plain, read_weights, save_weights

@@ -9,6 +9,7 @@ read.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from .learning.regions import Division
 from .learning.solids import asymmetry, centre_shifts, half_depth, inflated_silhouette
 from .learning.teaching import Lessons
 from .learning.tracks import Tracks
-from .losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
+from .losses import pose_losses, projection_loss, ray_lattice
 from .pose_model import PoseModel, load_pose_model
 from .poses import fixed_camera, neutral
 from .skinning import render_posed
@@ -260,18 +261,10 @@ class Articulation:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * (1 - over)
         neutral_start = clock < articulation.neutral_images and not self.started
-        points2d, shares = None, {}
         if phase == TRACKING:
-            poses = self._tracked(objects, frames)
-        elif neutral_start:
-            points2d = self.pose_model.predictor(target)
-            poses = neutral(len(target), points2d.shape[1], device=self.device)
-            if articulation.own_start:
-                poses = torch.cat([poses[..., :3], poses[..., 3:] + self.shifts[frames].view(-1, 1, 3, 1)], dim=-1)
+            poses, points2d, shares = self._tracked(objects, frames), None, None
         else:
-            self._warm_up(clock)
-            found = self.pose_model(target)
-            poses, points2d, shares = found.poses, found.points2d, found.guard.shares
+            poses, points2d, shares = self._predicted(clock, target, frames, neutral_start)
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         noise *= not self.started  # the first stage has had it
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -279,18 +272,40 @@ class Articulation:
         lattice, h, w = ray_lattice(*mask.shape[1:], articulation.ray_stride)
         origins, directions = (x[None, :, lattice.to(self.device)] for x in self.rays)
         stratified_seed = int(torch.randint(2**31, ()))
-        seen = render_posed(
-            volume,
-            poses.unflatten(0, (b, v)),
-            origins,
-            directions,
-            settings.num_samples,
-            stratified_seed=stratified_seed,
-        )
+        poses_of_views, count = poses.unflatten(0, (b, v)), settings.num_samples
+        seen = render_posed(volume, poses_of_views, origins, directions, count, stratified_seed=stratified_seed)
         lattice = lattice.to(self.device)
         target_seen, mask_seen = (x.flatten(1, 2)[:, lattice].unflatten(1, (h, w)) for x in (target, mask))
         colour, occupancy = (x.flatten(0, 1).unflatten(1, (h, w)) for x in (seen.colour, seen.occupancy))
         losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen)
+        losses |= self._volume_losses(clock, volume, objects, neutral_start)
+        if points2d is not None:
+            raw = seen.part_density / self.config.autodecoder.density_scale
+            losses |= pose_losses(articulation, self.pose_model, target, poses, points2d, raw, neutral_start)
+        loss = sum(losses.values())
+        loss.backward()
+        counted = shares() if shares else {}  # after backward, which the guard watches
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}, **counted}
+
+    def _predicted(
+        self, clock: int, target: Tensor, frames: Tensor, neutral_start: bool
+    ) -> tuple[Tensor, Tensor, Callable[[], dict[str, Any]] | None]:
+        """Poses (b v, parts, 3, 4) of frames (b v, h, w, 3), the 2D keypoints that they come from, and what EPnP's
+        guard counts: in the neutral start poses are neutral, whatever the keypoints say."""
+        articulation = self.config.articulation
+        if not neutral_start:
+            self._warm_up(clock)
+            found = self.pose_model(target)
+            return found.poses, found.points2d, found.guard.shares
+        points2d = self.pose_model.predictor(target)
+        poses = neutral(len(target), points2d.shape[1], device=self.device)
+        if articulation.own_start:
+            poses = torch.cat([poses[..., :3], poses[..., 3:] + self.shifts[frames].view(-1, 1, 3, 1)], dim=-1)
+        return poses, points2d, None
+
+    def _volume_losses(self, clock: int, volume: Tensor, objects: Tensor, neutral_start: bool) -> dict[str, Tensor]:
+        """What holds the volume to its start, keeps it flat, and tells its parts their regions."""
+        articulation, losses = self.config.articulation, {}
         if neutral_start and articulation.start_weight:
             solid = self.solids[objects] if articulation.own_start else self.solids
             distance = (volume[:, 0].float() - solid) / self.config.autodecoder.density_scale
@@ -301,21 +316,7 @@ class Articulation:
         if self.started and articulation.region_weight:
             weight = articulation.region_weight * (1 - clock / self.total)
             losses["regions"] = weight * self.division.told(volume, objects)
-        if points2d is not None and articulation.equivariance_weight:
-            sigma = articulation.equivariance_sigma
-            losses["equivariance"] = articulation.equivariance_weight * equivariance_loss(
-                self.pose_model.predictor, target, points2d, sigma
-            )
-        weight = articulation.settling_weight if neutral_start else articulation.projection_weight
-        if points2d is not None and weight:
-            losses["projection"] = weight * projection_loss(points2d, self.pose_model.project(poses))
-        if points2d is not None and articulation.pull_weight:
-            raw = seen.part_density / self.config.autodecoder.density_scale
-            losses["pull"] = articulation.pull_weight * pull_loss(poses, raw, articulation.pull_threshold)
-        loss = sum(losses.values())
-        loss.backward()
-        counted = shares() if shares else {}  # after backward, which the guard watches
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}, **counted}
+        return losses
 
     def after_step(self, clock: int) -> None:
         """Stage 1 has nothing to add: no EMA."""

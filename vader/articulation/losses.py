@@ -7,11 +7,16 @@ another method. All terms are means, so that UVA's weights apply.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..settings.articulation import ArticulationConfig
 from .poses import neutral, random_affine, warp_images, warp_points
+
+if TYPE_CHECKING:
+    from .pose_model import PoseModel
 
 
 def equivariance_loss(predict: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, sigma: float) -> Tensor:
@@ -43,6 +48,28 @@ def pull_loss(poses: Tensor, part_density: Tensor, threshold: float) -> Tensor:
         largest = int(part_density.argmax())
         target = poses[:, largest : largest + 1].detach()
     return (lacking * (poses - target).abs().mean(dim=(0, 2, 3))).mean()
+
+
+def pose_losses(
+    settings: ArticulationConfig,
+    pose_model: PoseModel,
+    images: Tensor,
+    poses: Tensor,
+    points2d: Tensor,
+    part_density: Tensor,
+    neutral_start: bool,
+) -> dict[str, Tensor]:
+    """The three losses above with their weights, those of weight 0 left out; arguments as there."""
+    losses = {}
+    if settings.equivariance_weight:
+        loss = equivariance_loss(pose_model.predictor, images, points2d, settings.equivariance_sigma)
+        losses["equivariance"] = settings.equivariance_weight * loss
+    weight = settings.settling_weight if neutral_start else settings.projection_weight
+    if weight:
+        losses["projection"] = weight * projection_loss(points2d, pose_model.project(poses))
+    if settings.pull_weight:
+        losses["pull"] = settings.pull_weight * pull_loss(poses, part_density, settings.pull_threshold)
+    return losses
 
 
 def ray_lattice(height: int, width: int, stride: int) -> tuple[Tensor, int, int]:

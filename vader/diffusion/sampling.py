@@ -128,6 +128,19 @@ def largest_batch(denoise: Denoise, shape: tuple[int, ...], context: Tensor | No
     return int(min(max((0.8 * torch.cuda.mem_get_info(device)[0] - small) / each, 1), MAX_BATCH))
 
 
+def _sampled_before(path: Path, record: Path, settings: dict[str, Any]) -> int:
+    """How many samples an earlier call with these settings has made. Raises SamplingError for one with others."""
+    if not record.exists():
+        if path.exists():
+            raise SamplingError(f"{path}: exists without {record.name}, expected samples from here; move it away")
+        return 0
+    found = json.loads(record.read_text())
+    differ = [name for name, value in settings.items() if found["settings"].get(name) != value]
+    if differ:
+        raise SamplingError(f"{path}: holds samples with another {', '.join(differ)}; delete {record.name} to redo")
+    return found["done"]
+
+
 def sample_to_disk(
     denoise: Denoise,
     config: SamplerConfig,
@@ -160,18 +173,10 @@ def sample_to_disk(
         "weights": weights,
         "context": context is not None and hashlib.sha256(context.float().cpu().numpy().tobytes()).hexdigest(),
     }
-    done = 0
-    if path.exists() and not record.exists():
-        raise SamplingError(f"{path}: exists without {record.name}, expected samples of this function; move it away")
-    if record.exists():
-        found = json.loads(record.read_text())
-        differ = [name for name, value in settings.items() if found["settings"].get(name) != value]
-        if differ:
-            raise SamplingError(f"{path}: holds samples with another {', '.join(differ)}; delete {record.name} to redo")
-        done = found["done"]
-        if path.exists() and done == count:
-            return np.load(path, mmap_mode="r")
-        done = done if partial.exists() else 0
+    done = _sampled_before(path, record, settings)
+    if path.exists() and done == count:
+        return np.load(path, mmap_mode="r")
+    done = done if partial.exists() else 0
     path.parent.mkdir(parents=True, exist_ok=True)
     array = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=(count, *shape))
     if batch_size is None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..data.prepared import DataError, SequenceSet
 from ..data.shards import Keys, ShardedSet
 from ..settings.checks import require
-from ..settings.text import PACKAGED_ENCODER, TextConfig
+from ..settings.diffusion import PACKAGED_ENCODER, TextConfig
 from ..store.files import canonical, read_weights, save_weights
 from ..store.weights import WeightsError, resolve
 

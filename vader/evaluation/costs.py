@@ -21,9 +21,8 @@ from ..autodecoder.decoder import Decoder, SelfAttention, UpBlock, UpConv3d
 from ..autodecoder.reconstruction import Autodecoder
 from ..diffusion.unet3d import UNet3D
 from ..settings.autodecoder import AutodecoderConfig
-from ..settings.diffusion import UNetConfig
+from ..settings.diffusion import TextConfig, UNetConfig
 from ..settings.experiment import Experiment
-from ..settings.text import TextConfig
 from ..training.distributed import AGREEMENT_BYTES, Ranks
 
 

@@ -178,7 +178,14 @@ def framework(autodecoder: Autodecoder, denoiser: Denoiser, title: str, picture:
         axis.imshow(picture.clamp(0, 1), extent=(x - 0.65, x + 0.65, -0.65, 0.65), zorder=2)
     axis.text(x, -0.75, "picture", ha="center", va="top", fontsize=7)
 
-    # Stage 2: down from the latent, through the U-Net, and back up to G2's entrance.
+    left, right, low = _second_stage(axis, second, latent)
+    axis.set_xlim(min(-0.8, left - 1), max(x, right) + 1)
+    axis.set_ylim(low - 2.1, 1.9)
+    return figure
+
+
+def _second_stage(axis: Axes, second: list[costs.Stage], latent: float) -> tuple[float, float, float]:
+    """Down from the latent volume at x = `latent`, through the U-Net, and back up to G2: its ends, and its height."""
     start, y = latent - STEP * (len(second) - 1) / 2 * 0.8, -3.5
     start = max(start, 0.4)
     xs = [start + 0.8 * STEP * i for i in range(len(second))]
@@ -198,9 +205,7 @@ def framework(autodecoder: Autodecoder, denoiser: Denoiser, title: str, picture:
     back = dict(arrowstyle="->", lw=1, connectionstyle="angle,angleA=180,angleB=-90,rad=4")
     axis.annotate("", (latent + 0.42 * STEP, -0.2), (xs[-1], y + 1.45), arrowprops=back)
     axis.text(latent + 0.5 * STEP, y + 1.55, "generation: de-normalise, then G₂", ha="left", fontsize=7)
-    axis.set_xlim(min(-0.8, xs[0] - 1), max(x, xs[-1]) + 1)
-    axis.set_ylim(y - 2.1, 1.9)
-    return figure
+    return xs[0], xs[-1], y
 
 
 def _side(stage: costs.Stage) -> float:

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from .articulation import ArticulationConfig
 from .autodecoder import AutodecoderConfig, ReconstructionConfig
 from .checks import later, require
-from .diffusion import DiffusionTrainingConfig, SamplerConfig, UNetConfig
-from .text import TextConfig
+from .diffusion import DiffusionTrainingConfig, SamplerConfig, TextConfig, UNetConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .checks import ConfigError, nearest
+from .diffusion import PACKAGED_ENCODER, TextConfig
 from .experiment import DataConfig, Experiment
 from .table5 import PAPER
-from .text import PACKAGED_ENCODER, TextConfig
 from .videos import VIDEO_DATA, video_settings
 
 # The small profiles are Table 5's Chairs column with these changes (`experiment`); all else is the paper's.

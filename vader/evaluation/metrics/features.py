@@ -87,19 +87,8 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def extract(
-    images: Tensor,
-    network: str = "efficientnet-lite0",
-    objects: Tensor | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-) -> Features:
-    """Features of images held in memory.
-
-    images: (o, v, h, w, 3), v views of o objects, or (n, h, w, 3) with `objects` (n,) saying which object
-    each shows (default: each its own). uint8, or floats in [0, 1], which are rounded to 8 bits.
-    Raises `MetricError` before any work for NaN, colours out of range and other shapes.
-    """
+def _checked(images: Tensor, objects: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Pictures (n, h, w, 3) uint8 and which object each shows (n,), of the arguments of `extract`."""
     if images.ndim == 5:
         if objects is not None:
             raise MetricError("images are (o, v, h, w, 3), which says which object each shows: leave out `objects`")
@@ -123,7 +112,23 @@ def extract(
         images = to_uint8(images)
     elif images.dtype != torch.uint8:
         raise MetricError(f"images are {images.dtype}, expected uint8, or floats in [0, 1]")
+    return images, objects
 
+
+def extract(
+    images: Tensor,
+    network: str = "efficientnet-lite0",
+    objects: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+) -> Features:
+    """Features of images held in memory.
+
+    images: (o, v, h, w, 3), v views of o objects, or (n, h, w, 3) with `objects` (n,) saying which object
+    each shows (default: each its own). uint8, or floats in [0, 1], which are rounded to 8 bits.
+    Raises `MetricError` before any work for NaN, colours out of range and other shapes.
+    """
+    images, objects = _checked(images, objects)
     model = feature_network(network).to(device)
     on_cpu = torch.device(device).type == "cpu"
     if batch_size is None:
