@@ -1,4 +1,4 @@
-"""Poses fitted to frames: where a predictor has the parts, moved until the rendering looks like the frame.
+"""Poses fitted to frames: the predicted ones, refined until the rendering looks like the frame.
 
 A predictor reads a frame at a glance and is the weakest link of a small model. What volume and skinning could show is
 seen once poses follow the pictures themselves; cameras that are learned are evaluated so, too (BARF, Lin et al. 2021).

@@ -1,4 +1,4 @@
-"""Keypoints whose poses are solved for (B.1): N_p x N_k learned ones in 3D, and a predictor of where an image has them.
+"""Keypoints (B.1): N_p x N_k learned ones in 3D, and a predictor of their places in an image.
 
 The 3D keypoints live in the canonical cube and are shared by all subjects; the predictor is the U-Net of the
 first-order motion model [62] with one heat map for each of them. Image coordinates are (x, y) in [-1, 1], x to the

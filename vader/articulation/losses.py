@@ -1,4 +1,4 @@
-"""What UVA [63] adds to the image losses so that keypoints and poses are learned (Sec. 3.2 builds on it).
+"""Losses of keypoints and poses that UVA [63] adds to the image losses (Sec. 3.2 builds on it).
 
 The paper keeps its procedure and names no weights; its foreground supervision (Eq. 2) takes the place of UVA's mask of
 another method. All terms are means, so that UVA's weights apply.

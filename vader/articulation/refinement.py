@@ -1,4 +1,4 @@
-"""Poses of parts in least squares, from where the subject as a whole is; in place of EPnP's answer for each part.
+"""Least-squares poses of parts, started at the pose of the whole subject. They replace EPnP's answer for each part.
 
 EPnP [36] solves linear equations, and where a part's keypoints are close to each other, as around a limb, noise on them
 turns its answer by far more than they say. The sum of squared reprojection errors says what they do; its minimum is

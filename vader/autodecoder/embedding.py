@@ -1,4 +1,4 @@
-"""The library of embeddings: a vector per training object, learned as its own (GLO [3]) or composed by a hash (B.3)."""
+"""The library of embeddings: a learned vector per training object (GLO [3]), or one composed by a hash (B.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects that the autodecoder has never seen: fit an embedding to images, interpolate, complete from one view.
+"""Inversion: embeddings fitted to images of new objects, interpolated, or completed from one view.
 
 `invert` follows the test-time procedure of UVA [63], which the paper's autodecoder extends: from the mean embedding,
 Adam under noise that fades (the embedding), then if asked for the decoder with its density and skinning held in place.

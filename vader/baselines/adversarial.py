@@ -1,4 +1,4 @@
-"""How both adversarial baselines are trained: losses, the stream of real images, one task (`gan.py` runs it).
+"""Training of both adversarial baselines: losses, the stream of real images, one task (`gan.py` runs it).
 
 Non-saturating logistic loss (Goodfellow et al. 2014) with R1 on real images (Mescheder et al. 2018):
 

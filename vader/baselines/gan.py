@@ -1,4 +1,4 @@
-"""An adversarial baseline as a whole: its runs, its command, and the objects that a trained generator makes."""
+"""Adversarial baselines as runs: found, trained, loaded, and asked for objects."""
 
 from __future__ import annotations
 

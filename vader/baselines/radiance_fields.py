@@ -1,4 +1,4 @@
-"""One explicit radiance field per object, fitted to its training views: what DiffRF (Müller et al. 2023) learns from.
+"""Explicit radiance fields, one fitted to the views of each object: the training data of DiffRF (Müller et al. 2023).
 
 A field x is a grid (4, S, S, S), z, y, x as every volume here, with all values in [-1, 1], which is also what diffusion
 runs on: no statistics of the data are needed. Density and colour are

@@ -1,4 +1,4 @@
-"""The baselines of Tables 1 and 4 beside ours: found or trained on the same data, and ready to generate."""
+"""The baselines of Tables 1 and 4, found or trained on the same data as ours, ready to generate."""
 
 from __future__ import annotations
 

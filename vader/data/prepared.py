@@ -1,4 +1,4 @@
-"""Prepared sets on disk and in memory, whatever they hold: identity, manifest, folders that appear whole.
+"""Prepared sets on disk and in memory: identity, manifest, folders that appear whole.
 
 A prepared set is a folder `<data root>/<name>-<digest>`:
 

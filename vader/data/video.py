@@ -1,4 +1,4 @@
-"""Monocular videos of one subject each, `Video`; what is known of them but hidden from the model, `Truth`.
+"""Monocular videos of one subject each (`Video`), and the truth about them, hidden from the model (`Truth`).
 
 In a prepared set (`vader.data.prepared`) a video is a folder
 

@@ -1,4 +1,4 @@
-"""Where the images of stage 1 come from: which objects a step sees, and the pixels and cameras of chosen views.
+"""Views for training: the objects of a step, and the pixels and cameras of chosen views.
 
 The two are separate, so that a draw can be split over processes: `members` divides the objects into partitions,
 `draw` chooses among those of one, and `batch` gathers what was chosen, in whichever process it is called.

@@ -1,4 +1,4 @@
-"""Sampling many objects: the same ones whatever the batch size, streamed to disk, resumed after an interruption.
+"""Sampling of many objects: independent of the batch size, streamed to disk, resumed after an interruption.
 
 Object i of seed s has its own random stream, derived from (s, i), for its initial noise and for the noise that
 S_churn adds. The batch it is computed in changes it by rounding errors only.

@@ -1,4 +1,4 @@
-"""How good learned poses, parts and animations are, on videos whose truth is known (beyond the paper).
+"""Scores of learned poses, parts and animations on videos whose truth is known (beyond the paper).
 
 Silhouettes and PSNR are of held-out frames of training videos, which show a known subject in poses that never trained.
 Parts and poses are compared with the truth, which no model has seen: `metrics.poses` says how.

@@ -1,5 +1,5 @@
-"""What a trained articulated model is for: reconstruct a video, animate a subject with another's motion, turn the
-camera, fit a subject that never trained.
+"""Use of a trained articulated model: reconstruct a video, drive a subject by another's motion, turn the camera,
+fit a subject that never trained.
 
     animator = load_animator(config, data)                            # trained first where there is none
     animator.reconstruct("puppet-000003").save("same.gif")

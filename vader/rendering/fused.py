@@ -1,4 +1,4 @@
-"""The reference renderer's function as one fused pass forward and one backward (Eq. 6-7).
+"""The fused renderer: the reference's function as one pass forward and one backward (Eq. 6-7).
 
 `render_rays_fused` agrees with `reference.render_rays_reference` in colour, occupancy, depth and the gradient of the
 volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. CPU kernels are

@@ -1,4 +1,4 @@
-"""Which parts of a volume a ray may jump over: a max-pooled map of the density."""
+"""Empty space: a max-pooled map of the density, which tells a ray what it may jump over."""
 
 from __future__ import annotations
 

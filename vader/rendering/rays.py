@@ -1,4 +1,4 @@
-"""Rays through the cube [-1, 1]^3: where they enter and leave it, what is checked, and what rendering them gives.
+"""Rays through the cube [-1, 1]^3: entry and exit, checks, and the result of rendering them.
 
 Shapes. Volumes are (b, c, d, h, w) = (b, c, z, y, x) over [-1, 1]^3 with voxel centres on the faces
 (`align_corners=True`); channel 0 is the density sigma per unit length, channels 1..3 the colour.

@@ -1,4 +1,4 @@
-"""Results as data: what a notebook measured, beside what the paper states, and the claims that this decides.
+"""Results as data: a notebook's measurements, the paper's numbers beside them, and the claims that they decide.
 
 A notebook fills a `Report`; `save` checks it against the contract below and writes
 `reports/<notebook>.<profile>.json`. A notebook run on other data than its default is a report of its own:

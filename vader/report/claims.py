@@ -1,4 +1,4 @@
-"""The ledger of the paper's claims: what each profile found of each."""
+"""The ledger of the paper's claims, with the verdict of each profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is: the names it may use, the fields of its rows and claims, and the check of all that."""
+"""The contract of a report: allowed names, fields of rows and claims, and their check."""
 
 from __future__ import annotations
 

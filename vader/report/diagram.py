@@ -1,4 +1,4 @@
-"""Pictures of the method itself: the framework as its modules are, and what one object looks like on its way through.
+"""Pictures of the method: the framework drawn from its modules, and one object on its way through it.
 
 Nothing here is drawn by hand: shapes, parameters and operations come from the live modules (`costs`), volumes from a
 forward pass that is watched.

@@ -1,4 +1,4 @@
-"""What settings are declared and checked with, where they are made."""
+"""Tools to declare and check settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What experiments on videos of articulated subjects add to a profile (`vader.settings.profiles.experiment`)."""
+"""Settings that videos of articulated subjects add to a profile (`vader.settings.profiles.experiment`)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is kept on disk: trained runs, pretrained weights, files that appear whole, and where folders are."""
+"""Everything kept on disk: trained runs, pretrained weights, whole files, and the places of folders."""

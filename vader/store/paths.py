@@ -1,4 +1,4 @@
-"""Where things are, whatever the working directory: papermill's is the caller's, nbval's the notebook's folder."""
+"""Places of folders, independent of the working directory: papermill's is the caller's, nbval's the notebook's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What made a number: commit, versions, device, memory. Recorded by runs, reports and benchmarks."""
+"""Provenance of a number: commit, versions, device, memory. Recorded by runs, reports and benchmarks."""
 
 from __future__ import annotations
 

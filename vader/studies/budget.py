@@ -1,4 +1,4 @@
-"""What training each system of Table 1 costs on one core, from the seconds of a sample of its steps.
+"""Training costs of the systems of Table 1 on one core, from timed samples of their steps.
 
 A run's record has the seconds that it took, on a machine that may have done other things besides. Here the trainings of
 all systems are timed in turns on the same machine, so that their costs can be compared:

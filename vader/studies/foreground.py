@@ -1,4 +1,4 @@
-"""What foreground supervision (Eq. 2) does where poses are learned from video (A.2, Fig. 6): the same trainings with
+"""Foreground supervision (Eq. 2) where poses are learned from video (A.2, Fig. 6): the same trainings with
 and without it, all else equal, scored on held-out frames whose truth is known.
 
 Its runs are trained by the notebook `figure6`, or beforehand and in pieces, exit status 75 meaning "again":

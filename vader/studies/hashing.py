@@ -1,4 +1,4 @@
-"""What the hash embedding (B.3) costs in quality and saves in storage, against a table with a row for every object.
+"""The hash embedding (B.3) against a table with a row for every object: quality lost, storage saved.
 
 Its runs are trained by the notebook `hash_embedding`, or beforehand and in pieces, exit status 75 meaning "again":
 

@@ -1,4 +1,4 @@
-"""Does diffusion need robust statistics? (Sec. 3.3, supplement "Robust Normalization", Fig. 9.)
+"""Robust against classic normalisation (Sec. 3.3, supplement "Robust Normalization", Fig. 9).
 
 The paper normalises latents by their median and interquartile range, since a few extreme features ruin mean and
 standard deviation, and finds that without this "our diffusion training is unable to converge". Here the same denoiser

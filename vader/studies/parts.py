@@ -1,4 +1,4 @@
-"""What N_p parts add to one (Sec. 3.2, Eq. 8), measured on videos whose truth is known: the same two stages of training
+"""Ten parts against one (Sec. 3.2, Eq. 8), measured on videos whose truth is known: the same two stages of training
 with one part in the second or with all, and how much of the parts was there when they started (`regions`)."""
 
 from __future__ import annotations

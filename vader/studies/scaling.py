@@ -1,4 +1,4 @@
-"""What a step of stage 1 exchanges against the number of objects: measured on ranks of this machine, modelled beyond.
+"""Bytes that a step of stage 1 exchanges, against the number of objects: measured on ranks here, modelled beyond.
 
 Three ways to keep a library of N embeddings: *dense*, all rows on every rank, their gradient reduced as DDP does;
 *partitioned*, every rank owns the rows that it trains; *hashed* (B.3), codebooks on every rank.

@@ -1,4 +1,4 @@
-"""One loop for whatever is trained, on a laptop, a GPU or many of them: checkpoints, ranks, divided weights.
+"""One training loop, for a laptop, a GPU or many: checkpoints, ranks, divided weights.
 
 It knows tasks (`loop.Task`), not models. `vader.stages` says which runs the two stages are.
 """

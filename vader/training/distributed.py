@@ -1,4 +1,4 @@
-"""Ranks: which process of a training this is among how many, and what they exchange, counted in bytes.
+"""Distributed training: this process's rank, the group's size, and every exchange, with its size in bytes.
 
 `torchrun` starts the processes and `joined` makes them a group; without it there is one rank, `ALONE`, for which
 every exchange is nothing. A step consists of `microbatches` with a random stream each, which ranks share out among

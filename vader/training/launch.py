@@ -1,4 +1,4 @@
-"""Starting several ranks: with torchrun's own agent from the command, and from a notebook in a subprocess.
+"""Start of several ranks: by torchrun's agent from the command, in a subprocess from a notebook.
 
 On a cluster, `submitit` starts one of torchrun's agents per node, and they meet on the first one:
 

@@ -1,4 +1,4 @@
-"""What a training asks of its process: to keep freed memory, to note SIGTERM, and to pass it on to workers."""
+"""The process of a training: it keeps freed memory, notes SIGTERM, and passes it on to workers."""
 
 from __future__ import annotations
 

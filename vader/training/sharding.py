@@ -1,4 +1,4 @@
-"""`fully_shard` (FSDP2): of every weight, gradient and moment a rank holds a part, and gathers a block when it runs.
+"""Divided weights (`fully_shard`, FSDP2): a rank holds a part of each, and gathers a block when it runs.
 
 What leaves the group is whole (`whole`) and what enters it is divided again (`load_module`, `shape_moments`), so
 checkpoints are those of DDP, and a run may go on with either. A network is built whole before it is divided.

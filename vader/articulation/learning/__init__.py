@@ -1,4 +1,4 @@
-"""How learning poses begins and is helped along, in the order in which it happens.
+"""Learning poses, step by step, in the order in which the steps happen.
 
 solids      each subject becomes a solid, inflated from its mean silhouette
 one_part    the first stage: one part, the subject as a whole

@@ -1,4 +1,4 @@
-"""The experiment with one part, as UVA's first stage or a baseline, and models of N_p parts that start as copies."""
+"""One part: UVA's first stage, also a baseline. Models of N_p parts start as copies of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a second stage begins with, before poses are predicted from pictures (see `regions` and `tracks`).
+"""Phases of the second stage before a predictor reads poses from pictures (see `regions` and `tracks`).
 
 First the skinning weights are told where parts start (`region_images`), then poses are found as curves over each video
 (`track_images`), then the predictor is told those (`taught_images`). Each is optional, and takes its images of the

@@ -1,4 +1,4 @@
-"""Where N_p parts start: each subject's silhouette is divided into regions around the discs that it holds.
+"""Initial regions of the parts: each subject's silhouette is divided around the discs that it holds.
 
 Parts that start as copies of one, with skinning weights that are about equal everywhere, get about equal gradients and
 move as one; UVA [63] waits until chance has told them apart. Limbs are thinner than what they hang on, so the largest

@@ -1,4 +1,4 @@
-"""Where learning poses starts: subjects are solids in the neutral pose, inflated from their mean silhouettes.
+"""Initial solids in the neutral pose, inflated from mean silhouettes.
 
 A narrow camera that stands still cannot tell a turn to the left of a face that bulges from one to the right of a face
 that is hollow. Both explain a video, each subject would choose for itself, and the predictor, which all of them share,

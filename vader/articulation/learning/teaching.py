@@ -1,4 +1,4 @@
-"""What a predictor is shown when it is told poses (see `phases`): frames of the videos, and renderings of the subjects.
+"""Lessons for the keypoint predictor: frames and renderings whose poses it is told (see `phases`).
 
 A minute of video holds few poses that are not much like the one before, and a predictor that is told them learns them
 by heart. Subjects can be rendered in others: as a whole where one video has its subject, the limbs where another frame

@@ -1,4 +1,4 @@
-"""What a procedural chair or table is: its factors, and what they say about it in colours and words.
+"""Factors of procedural chairs and tables: drawn, coloured, and put into words.
 
 `draw` gives an object's factors (lengths in metres, angles in degrees, colours as hue, saturation
 and value in [0, 1] within the range of their finish) and `describe` its caption, a function of the

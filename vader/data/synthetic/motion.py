@@ -1,4 +1,4 @@
-"""How the subjects of rendered videos are drawn at random and move: hashed draws, band-limited curves, motion clips.
+"""Motion of rendered subjects: hashed random draws, band-limited curves, motion clips.
 
 A clip is a text file of DeepMimic's humanoid (Peng et al. 2018), as PyBullet's data ship them: JSON with "Loop" ("wrap"
 or "none") and "Frames" of 44 numbers each: seconds, root position (3), then quaternions (w, x, y, z) relative to the

@@ -1,4 +1,4 @@
-"""Who the people of `vader.data.sets.people` are and what they look like: hashed draws, colours of regions, clothes."""
+"""Identities of `vader.data.sets.people`: hashed draws of bodies, colours of regions, clothes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Procedural objects as volumes: what a perfect autodecoder of the same resolution would make of them."""
+"""Procedural objects as volumes, as a perfect autodecoder of that resolution would make them."""
 
 from __future__ import annotations
 

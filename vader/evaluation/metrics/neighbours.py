@@ -1,4 +1,4 @@
-"""Are samples copies of training objects? Nearest neighbours in feature space.
+"""Nearest training objects in feature space, which tell copies from new samples.
 
 The distance of an object to a training object is the mean over the object's views of the Euclidean
 distance to the nearest view of that training object. What is near is said by real objects that the
