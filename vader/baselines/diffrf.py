@@ -23,6 +23,7 @@ black on black leaves the shape of dark parts open. As a command, both stages:
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from ..diffusion.ema import EMA
 from ..diffusion.sampling import for_inference, object_generators
 from ..diffusion.unet3d import UNet3D
 from ..evaluation.costs import denoiser_stages
+from ..generation.cores import spread
 from ..settings.checks import require
 from ..settings.diffrf import CHANNELS, DiffRFConfig, FieldDiffusionConfig
 from ..store import runs
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
     from ..generation.models import System
+
+
+# diffusers imports its parts when they are asked for, which fails where two threads ask at once.
+_IMPORTING = threading.Lock()
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -86,7 +92,7 @@ class FieldUNet(nn.Module):
 def noise_schedule(config: FieldDiffusionConfig) -> DDPMScheduler:
     """The forward process of training."""
     try:
-        with warnings.catch_warnings():  # in a notebook without ipywidgets it complains of tqdm
+        with _IMPORTING, warnings.catch_warnings():  # in a notebook without ipywidgets it complains of tqdm
             warnings.simplefilter("ignore")
             from diffusers import DDPMScheduler
     except ImportError as error:
@@ -232,7 +238,8 @@ def sample_fields(
     this.
     """
     process = noise_schedule(config.diffusion)
-    from diffusers import DDIMScheduler  # after the first import, which says what is missing
+    with _IMPORTING:
+        from diffusers import DDIMScheduler  # after the first import, which says what is missing
 
     schedule = DDIMScheduler.from_config(
         process.config, clip_sample=True, timestep_spacing="trailing", set_alpha_to_one=True
@@ -255,7 +262,7 @@ def diffrf_system(run: Run, config: DiffRFConfig, data: SequenceSet, device: str
     def system(indices: Sequence[int], seed: int) -> Tensor:
         return to_volume(sample_fields(denoise, config, indices, seed, chosen), config.fields)
 
-    return system
+    return spread(system, chosen)
 
 
 # ------------------------------------------------------------------------------------------------------ the plan

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
+from ..generation.cores import spread
 from ..generation.models import Models, System
 from ..settings.checks import ConfigError
 
@@ -54,4 +55,4 @@ def direct_latent_sampling(models: Models, prior: Prior) -> System:
     def system(indices: Sequence[int], seed: int) -> Tensor:
         return models.autodecoder.decoder(sample_embeddings(learned, indices, prior, seed).to(models.device))
 
-    return system
+    return spread(system, models.device)

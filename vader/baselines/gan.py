@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import SequenceSet
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
+from ..generation.cores import side_by_side
 from ..rendering.cameras import Cameras
 from ..rendering.rays import voxel_centres
 from ..settings.checks import nearest, require
@@ -127,20 +128,22 @@ class GANSystem:
         pose = int(torch.randint(len(self.poses), (), generator=generators[0]))
         return self.generator.scene(z, self.poses[pose])
 
-    @torch.no_grad()
     def pictures(self, indices: Sequence[int], cameras: Sequence[Cameras], seed: int) -> Tensor:
         """Pictures (n, v, h, w, 3) in [0, 1] of the objects numbered `indices`, each from v cameras of its own."""
         require(
             len(cameras) == len(indices), f"{len(cameras)} sets of cameras, expected one for each of {len(indices)}"
         )
-        pictures = []
-        for index, views in zip(indices, cameras, strict=True):
+
+        @torch.no_grad()
+        def picture(index: int, views: Cameras) -> Tensor:
             scene = self.scene(index, seed)
             # a view at a time: its activations fit into the caches
             views = [views[v : v + 1].to(self.device) for v in range(len(views))]
             image = torch.cat([self.generator.render(scene, v, self.num_samples, None)["image"] for v in views])
-            pictures.append(whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu())
-        return torch.stack(pictures)
+            return whole_or_nan(image).div(2).add(0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+
+        jobs = list(zip(indices, cameras, strict=True))
+        return torch.stack(list(side_by_side(lambda job: picture(*job), jobs, self.device)))
 
     @torch.no_grad()
     def density(self, indices: Sequence[int], seed: int, resolution: int) -> Tensor:

@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from ..data import SequenceSet
 from ..diffusion.sampling import object_generators
+from ..generation import cores
+from ..generation.cores import side_by_side
 from ..generation.models import BATCH, Generator, Models, System
 from ..rendering.cameras import Cameras, sample_orbit
 from ..rendering.render import render_views
@@ -63,19 +65,20 @@ def render_samples(
 
     Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
     """
-    generator, pictures = models.generator(system, name), []
-    bar = tqdm(total=count, desc=name, disable=None)
-    for start in range(0, count, BATCH):
-        indices = range(start, min(start + BATCH, count))
+    generator = models.generator(system, name)
+    size = min(cores.BATCH, BATCH) if models.device.type == "cpu" else BATCH
+
+    def render(indices: range) -> Tensor:
         cameras = [random_views(models.config, index, views, seed) for index in indices]
         batch = generator.pictures(indices, cameras, seed)
         expected = (len(indices), views, cameras[0].height, cameras[0].width, 3)
         if tuple(batch.shape) != expected:
             raise MetricError(f"{name}: pictures have shape {tuple(batch.shape)}, expected {expected} as the cameras")
-        pictures.append(batch)
-        bar.update(len(indices))
-    bar.close()
-    return torch.cat(pictures)
+        return batch
+
+    jobs = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    done = side_by_side(render, jobs, models.device)
+    return torch.cat(list(tqdm(done, desc=name, total=len(jobs), disable=None)))
 
 
 def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None) -> dict[str, Mean]:
@@ -89,17 +92,22 @@ def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict
     data, samples = models.data.split("train"), models.config.reconstruction.num_samples
     views = slice(data.train_views, data.train_views + data.heldout_views)
     perceptual = LPIPS("alex")
-    scores: dict[str, list[Tensor]] = {"psnr": [], "psnr_foreground": [], "lpips": []}
-    chosen = range(len(data)) if objects is None else objects
-    for index in tqdm(chosen, desc="held-out views", disable=None):
+
+    def score(index: int) -> dict[str, Tensor]:
         sequence = data[index]
         volume = models.reconstruct([index])
         rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
         target, mask = sequence.colours(views), sequence.alphas(views)
-        scores["psnr"].append(psnr(rendered, target).mean())
-        scores["psnr_foreground"].append(psnr(rendered, target, mask).mean())
-        scores["lpips"].append(perceptual(rendered, target).mean())
-    return {name: torch.stack(values) for name, values in scores.items()}
+        return {
+            "psnr": psnr(rendered, target).mean(),
+            "psnr_foreground": psnr(rendered, target, mask).mean(),
+            "lpips": perceptual(rendered, target).mean(),
+        }
+
+    chosen = range(len(data)) if objects is None else objects
+    done = side_by_side(score, chosen, models.device)
+    scores = list(tqdm(done, desc="held-out views", total=len(chosen), disable=None))
+    return {name: torch.stack([values[name] for values in scores]) for name in scores[0]}
 
 
 def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:

@@ -23,15 +23,18 @@ from ..stages import autodecoder_run, diffusion_run
 from ..store.runs import Run
 from ..training import select_device
 from ..training.process import keep_freed_memory
+from .cores import spread
 
 # Volumes (n, 4, S, S, S) of the samples with these numbers, drawn with this seed.
 System = Callable[[Sequence[int], int], Tensor]
 
-BATCH = 32  # objects decoded or denoised at once on a CPU
+BATCH = 32  # objects decoded or denoised at once; a core of a CPU takes `cores.BATCH` of them
 
 
 class Generator(Protocol):
     """What evaluation asks of a system, whatever its objects are made of. Sample i of seed s depends on (i, s) only.
+
+    On a CPU `pictures` is called by several threads at once, for different samples.
 
     A sample that came out broken (NaN or infinite) is NaN throughout, in its pictures and its density: evaluation
     counts it and leaves it out. Neither call may raise for it.
@@ -118,7 +121,7 @@ class Models:
             latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device)
             return self.autodecoder.decoder.g2(statistics.denormalize(latents.float()))
 
-        return system
+        return spread(system, self.device)
 
 
 def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> Models:

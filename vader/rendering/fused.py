@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from .rays import Rendering, RenderingError, clip_to_cube
 # Column of the kernels' result: red, green, blue, occupancy, depth, light left.
 OUTPUTS = 6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Not every threading layer of numba can run two parallel loops at once: the simplest ends the process.
+_NUMBA_LOOP = threading.Lock()
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
 
 
@@ -91,9 +94,10 @@ def render_forward(
     out = torch.empty(*enter.shape, OUTPUTS)
     skipping = occupied is not None
     occupied = occupied.numpy() if skipping else np.zeros((1, 1, 1, 1), np.uint8)
-    _numba_threads()
     arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
-    cpu.forward(*arguments, occupied, skipping, out.numpy())
+    with _NUMBA_LOOP:
+        _numba_threads()
+        cpu.forward(*arguments, occupied, skipping, out.numpy())
     return out
 
 

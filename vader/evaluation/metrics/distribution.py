@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...generation.cores import one_thread_each, side_by_side
 from . import MetricError, optional_import
 from .features import Features, metric_names
 
@@ -49,13 +50,13 @@ def distances(
             )
     fid, kid = (optional_import(f"torch_fidelity.metric_{name}") for name in ("fid", "kid"))
     # OpenBLAS gains nothing from threads in its eigenvalues, and loses a factor of ten where others use the cores
-    with optional_import("threadpoolctl").threadpool_limits(1, user_api="blas"):
+    with one_thread_each():
         statistics = [fid.fid_features_to_statistics(x.values) for x in (generated, real)]
         frechet = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
-    kernel = kid.kid_features_to_metric(
-        generated.values, real.values,
-        kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
-    )  # fmt: skip
+        kernel = kid.kid_features_to_metric(
+            generated.values, real.values,
+            kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
+        )  # fmt: skip
     names = metric_names(generated.network)
     shared = {"features": generated.network, "resolution": generated.resolution[0]}
     images = f"{len(generated)} generated and {len(real)} real images"
@@ -231,14 +232,13 @@ def frechet_estimate(
         features.check_comparable(real)
     generator = torch.Generator().manual_seed(seed)
 
-    def mean(resample: bool) -> float:
-        fixed, *sets = (
-            _moments(x, _resample(x.num_objects, 1, generator)[0] if resample else torch.ones(x.num_objects))
-            for x in (real, *generated)
-        )
+    def mean(times: list[Tensor]) -> float:
+        fixed, *sets = (_moments(*pair) for pair in zip((real, *generated), times, strict=True))
         return float(np.mean([_frechet(*moments, *fixed) for moments in sets]))
 
-    value, draws = mean(False), [mean(True) for _ in range(resamples)]
+    counts = [x.num_objects for x in (real, *generated)]
+    times = [[_resample(n, 1, generator)[0] for n in counts] for _ in range(resamples)]
+    value, *draws = side_by_side(mean, [[torch.ones(n) for n in counts], *times])
     std = float(np.std(draws, ddof=1))
     half = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))) * std
     return Estimate(value, std, value - half, value + half, resamples)
