@@ -15,7 +15,7 @@ from ..evaluation import costs
 from ..settings.checks import ConfigError
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
-from ..stages import autodecoder_run, diffusion_run
+from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..store.runs import Paused, RunError
 from ..store.weights import WeightsError
@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = None if options.job else _experiment(options)
         if options.ranks > 1 and not options.dry_run:
+            if config is not None:
+                require_weights(config)
             return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
         with joined():
             return _train(options, config)
@@ -101,6 +103,7 @@ def _train(options: argparse.Namespace, config: Experiment | None) -> int:
             if group.first:
                 print(plan(config, max(options.ranks, group.size), sharded))
             return 0
+        group.in_turn(lambda: require_weights(config))
         reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
         reading = {name: value for name, value in reading.items() if value is not None}
         data = group.in_turn(lambda: prepare(config.data, **reading))

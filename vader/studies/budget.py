@@ -34,6 +34,7 @@ from ..stages import autodecoder_run
 from ..store.files import read_json, write_json
 from ..store.paths import reports_dir
 from ..store.provenance import environment
+from ..store.weights import resolve
 from ..training.loop import Task
 from ..training.process import keep_freed_memory
 
@@ -140,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True)
     options = parser.parse_args(arguments)
     config = experiment(options.profile, options.data)
+    if (network := config.reconstruction.perceptual_network) != "none":
+        resolve(network)  # timing stage 1 needs it, whatever is trained already: an error comes before data are made
     costs = measure(config, prepare(config.data))
     content = {"environment": environment("cpu"), "costs": [asdict(cost) for cost in costs]}
     write_json(budget_file(options.data, options.profile), content)

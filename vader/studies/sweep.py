@@ -37,7 +37,7 @@ from ..report import decide, figures, seed_interval
 from ..settings.checks import require
 from ..settings.experiment import EvaluationConfig, Experiment
 from ..settings.profiles import study
-from ..stages import autodecoder_run, diffusion_run
+from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..store.files import read_weights, save_weights
 from ..store.runs import Paused, Run
@@ -233,6 +233,12 @@ class Table:
         return seed_interval([a - b for a, b in pairs])
 
 
+def _settings(sweep: Sweep, data: str | None) -> dict:
+    """What decides a table; data: their digest, None where it is not known yet."""
+    chosen = {"experiments": sweep.experiments, "seeds": sweep.seeds}
+    return {"stage": "sweep", "sweep": sweep.name, "data": data, **chosen}
+
+
 def verdict(difference: tuple[float, float, float], scale: float = 1, unit: str = "") -> tuple[str, str]:
     """Whether a difference is positive, and the sentence that this rests on."""
     mean, low, high = (scale * x for x in difference)
@@ -247,13 +253,7 @@ def table(
     workers: processes; more than one needs a prepared set on disk, else DataError. Raises Paused when `max_seconds`
     are over or a training is told to terminate (SIGTERM); the next call goes on from there.
     """
-    settings = {
-        "stage": "sweep",
-        "sweep": sweep.name,
-        "data": data.digest,
-        "experiments": sweep.experiments,
-        "seeds": sweep.seeds,
-    }
+    settings = _settings(sweep, data.digest)
     if workers > 1 and data.folder is None:
         raise DataError(f"data set {data.name}: lies in memory only, expected a prepared set for {workers} processes")
 
@@ -334,6 +334,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, help="stop after this long with checkpoints, to be resumed")
     options = parser.parse_args(arguments)
     sweep = SWEEPS[options.sweep](options.profile, options.seed)
+    if not runs.finished(f"{sweep.base.data.name}-sweep-{sweep.name}", _settings(sweep, None)):
+        require_weights(sweep.base)
     try:
         done = table(sweep, prepare(sweep.base.data), options.device, options.workers, options.max_seconds)
     except Paused as pause:
