@@ -22,7 +22,7 @@ from ..generation.models import Models
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import study
-from ..stages import autodecoder_run, require_weights
+from ..stages import autodecoder_run
 from ..store.runs import Paused, Run
 from ..training import PAUSED, select_device
 
@@ -90,16 +90,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     options = parser.parse_args(arguments)
     config = study("hashing", options.profile)
-    seeds = range(options.seed, options.seed + SEEDS)
-    trainings = [variant for seed in seeds for variant in variants(config.replace(seed=seed)).values()]
-    require_weights(*trainings)
     data = prepare(config.data)
-    for training in trainings:
-        try:
-            print(autodecoder_run(training, data, options.device, options.max_seconds).folder)
-        except Paused as pause:
-            print(pause, file=sys.stderr)
-            return PAUSED
+    for seed in range(options.seed, options.seed + SEEDS):
+        for variant in variants(config.replace(seed=seed)).values():
+            try:
+                print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
+            except Paused as pause:
+                print(pause, file=sys.stderr)
+                return PAUSED
     return 0
 
 
