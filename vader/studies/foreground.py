@@ -26,7 +26,7 @@ from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
-from ..stages import autodecoder_run
+from ..stages import autodecoder_run, require_weights
 from ..store.runs import Paused
 from ..training import PAUSED
 
@@ -138,14 +138,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
     options = parser.parse_args(arguments)
     config = base(options.profile, options.data)
+    seeds = range(options.seed, options.seed + SEEDS[options.profile])
+    trainings = [variant for seed in seeds for variant in variants(config.replace(seed=seed)).values()]
+    require_weights(*trainings)
     data = prepare(config.data)
-    for seed in range(options.seed, options.seed + SEEDS[options.profile]):
-        for variant in variants(config.replace(seed=seed)).values():
-            try:
-                print(autodecoder_run(variant, data, options.device, options.max_seconds).folder)
-            except Paused as pause:
-                print(pause, file=sys.stderr)
-                return PAUSED
+    for training in trainings:
+        try:
+            print(autodecoder_run(training, data, options.device, options.max_seconds).folder)
+        except Paused as pause:
+            print(pause, file=sys.stderr)
+            return PAUSED
     return 0
 
 
