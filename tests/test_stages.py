@@ -202,7 +202,9 @@ def no_weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_training_that_lacks_its_network_says_so_before_it_makes_data(ranks, no_weights, capsys):
+def test_training_that_lacks_its_network_says_so_before_it_makes_data(ranks, no_weights, monkeypatch, capsys):
+    for late in ("prepare", "launch"):
+        monkeypatch.setattr(training_command, late, lambda *_, late=late, **__: pytest.fail(f"{late} came first"))
     assert command(["train", "--data", "furniture_chairs", "--ranks", str(ranks), "--microbatches", "2"]) == 1
     [first, *ways] = capsys.readouterr().err.splitlines()
     start = "error: furniture_chairs, profile laptop: stage 1 trains with vgg16 (Eq. 1), and the weights of vgg16 were"
@@ -224,10 +226,11 @@ def test_weights_are_required_only_for_what_is_still_to_be_trained(no_weights, m
             require_weights(laptop, other)
 
 
-def test_an_articulated_training_needs_weights_until_both_of_its_stages_are_there(no_weights):
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_articulated_training_needs_weights_until_both_of_its_stages_are_there(order, no_weights):
     config = tiny_articulated(reconstruction=dict(perceptual_network="vgg16"))
     one = rigid(config, config.articulation.rigid_images)
-    for start, stage in ((None, one), ("b" * 64, config)):
+    for start, stage in ((None, one), ("b" * 64, config))[::order]:
         with pytest.raises(WeightsError):
             require_weights(config)
         settings = autodecoder_settings(stage) | {"articulation": stage.articulation, "start": start, "data": "a" * 64}
