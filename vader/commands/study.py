@@ -11,7 +11,8 @@ from ..data import prepare
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
-from ..stages import autodecoder_run
+from ..stages import autodecoder_run, require_weights
+from ..store.weights import resolve
 
 STUDIES = {
     "table2": "autodecoders with parts left out, three seeds each",
@@ -47,18 +48,22 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
 
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
+        if (network := config.reconstruction.perceptual_network) != "none":
+            resolve(network)  # timing stage 1 needs it, whatever is trained already
         return budget.lines(budget.measure_and_write(config, prepare(config.data)))
     if options.study == "foreground":
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":
         return _train(hashing.experiments(options.profile, options.seed), options)
     asked = sweep.SWEEPS[options.study](options.profile, options.seed)
+    sweep.require_trainable(asked)
     workers = torch.get_num_threads() if options.workers is None else options.workers
     done = sweep.table(asked, prepare(asked.base.data), options.device, workers, options.max_seconds)
     return [str(done.run.folder)]
 
 
 def _train(experiments: list[Experiment], options: argparse.Namespace) -> Iterable[str]:
+    require_weights(*experiments)
     data = prepare(experiments[0].data)
     for config in experiments:
         yield str(autodecoder_run(config, data, options.device, options.max_seconds).folder)

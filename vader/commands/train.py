@@ -19,7 +19,7 @@ from ..settings.checks import require
 from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
-from ..stages import autodecoder_run, diffusion_run
+from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..training.distributed import Ranks, current, joined, require_several, threads_each
 from ..training.launch import launch, read_job
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _train_baseline(options)
     config = None if options.job else _experiment(options)
     if options.ranks > 1 and not options.dry_run:
+        if config is not None:
+            require_weights(config)
         return launch(_without_ranks(arguments), options.ranks, options.port, options.max_restarts)
     with joined():
         return _train(options, config)
@@ -128,6 +130,7 @@ def _train(options: argparse.Namespace, config: Experiment | None) -> int:
             if group.first:
                 print(plan(config, max(options.ranks, group.size), sharded))
             return 0
+        group.in_turn(lambda: require_weights(config))
         data = group.in_turn(lambda: _prepared(options, config))
     if group.size > 1 and group.first:
         print(f"{group.size} ranks, {torch.get_num_threads()} CPU threads each", file=sys.stderr)

@@ -12,6 +12,7 @@ from ..store.files import RunError, read_json, write_json
 from ..store.paths import reports_dir
 from ..store.provenance import environment
 from ..store.runs import Run, utc_now
+from ..store.weights import taken
 from .contract import COUNTS, ReportError, check_claim, check_row, report_digest, validate
 from .tables import table
 
@@ -34,6 +35,7 @@ class Report:
         self.weights: list[dict[str, str]] = []
         self.runs: list[dict[str, Any]] = []
         self._device, self._start = device, time.monotonic()
+        self._weights_before = len(taken())
 
     def row(self, *, system: str, dataset: str, metric: str, value: float, source: str, **fields: Any) -> None:
         """Add a number. fields: see `contract.ROW_FIELDS`; numpy and torch scalars are taken as numbers."""
@@ -51,7 +53,8 @@ class Report:
         self.claims.append(claim)
 
     def used(self, what: Run | Any) -> None:
-        """Note a run, or pretrained weights that `vader.store.weights.resolve` found, that the numbers rest on."""
+        """Note a run, or pretrained weights, that the numbers rest on. Weights that `vader.store.weights.resolve` finds
+        from the report's beginning on, for metrics say, are noted by themselves."""
         if isinstance(what, Run):
             facts = {key: what.record.get(key) for key in ("seed", "device", "seconds", "peak_memory_bytes")}
             self.runs.append({"run": what.folder.name, "digest": what.digest, "origin": what.origin, **facts})
@@ -68,13 +71,15 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as it is written. Raises ReportError where it breaks the contract."""
         facts = environment(self._device)
+        weights = [*self.weights, *(found.describe() for found in taken(self._weights_before))]
+        weights = [entry for n, entry in enumerate(weights) if entry not in weights[:n]]
         report = {
             "notebook": self.notebook,
             "profile": self.profile,
             "seed": self.seed,
             "created": utc_now(),
             "commit": facts.pop("commit"),
-            "environment": {**facts, "weights": self.weights, "runs": self.runs},
+            "environment": {**facts, "weights": weights, "runs": self.runs},
             "wall_seconds": round(time.monotonic() - self._start, 1),
             "rows": self.rows,
             "claims": self.claims,

@@ -15,6 +15,7 @@ a run here or among the committed reference runs, or trains it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
@@ -48,7 +49,7 @@ from .paths import reference_runs_dir, runs_dir
 from .provenance import environment, peak_memory
 
 __all__ = [
-    "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "get",
+    "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "finished", "get",
     "load_weights", "open_run", "publish", "read_weights", "run_folder", "runs_dir", "save_weights", "utc_now",
 ]  # fmt: skip
 
@@ -146,6 +147,21 @@ def find(name: str, settings: Any) -> Run | None:
             _require_digest(place, run.digest, settings)
             return run
     return None
+
+
+def finished(name: str, settings: dict[str, Any], unknown: tuple[str, ...] = ("data",)) -> bool:
+    """Whether some finished run, own or committed, has these settings, whatever it has for those that are `unknown`.
+
+    For what is to be decided before the digest of the data is known; what is unreadable is left for `find` to refuse.
+    """
+    wanted = {key: value for key, value in plain(settings).items() if key not in unknown}
+    for place in (runs_dir(), reference_runs_dir()):
+        for done in place.glob(f"{name}-*/DONE"):
+            with contextlib.suppress(RunError, KeyError):
+                found = read_json(done.with_name("settings.json"))["settings"]
+                if {key: value for key, value in found.items() if key not in unknown} == wanted:
+                    return True
+    return False
 
 
 def open_run(folder: Path) -> Run:

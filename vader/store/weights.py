@@ -1,7 +1,7 @@
-"""Where pretrained weights come from: explicit path -> package that ships them -> hub, never a random stand-in.
+"""Where pretrained weights come from: explicit path -> embedded here -> package that ships them -> hub.
 
-Nothing else in the package opens a pretrained network. `resolve` says which file it took, and with
-which checksum, so that a report can say it too. Pickled files are only ever read with `weights_only`.
+There is never a random stand-in. Nothing else in the package opens a pretrained network. `resolve` says which file it
+took, and with which checksum, and `taken` has it for reports. Pickled files are only ever read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,27 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one network's weights may be found: a file name in $VADER_WEIGHTS, a package's file, a hub's address."""
+    """Where one network's weights may be found: a file name in $VADER_WEIGHTS, a file that is embedded in `EMBEDDED`
+    and its sha256 (hex), a package's file, a hub's address."""
 
     file: str
+    embedded: str | None = None
+    embedded_sha256: str | None = None
     package: str | None = None  # distribution that ships them, as given to pip
     package_file: str | None = None  # import name and path inside it
     url: str | None = None  # the last part of the name carries the first 8 hex digits of the sha256
 
 
+EMBEDDED = Path(__file__).parent / "embedded"
+
 ORIGINS = {
     "vgg19": Origin("vgg19_features.safetensors", url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"),
     "vgg16": Origin("vgg16_features.safetensors", url="https://download.pytorch.org/models/vgg16-397923af.pth"),
     "alexnet": Origin(
-        "alexnet_features.safetensors", url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+        "alexnet_features.safetensors",
+        embedded="alexnet_features.float16.safetensors",
+        embedded_sha256="04bf6b04fba4ddd54f5f11b7ccdde53a2a5fd5ece10e407b49dd167f3aba4ec8",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     ),
     "efficientnet-lite0": Origin(
         "efficientnet_lite0.safetensors",
@@ -76,11 +84,13 @@ class Resolved:
 
 
 def resolve(need: str | Sequence[str], path: str | Path | None = None) -> Resolved:
-    """Find the weights of `need`, one of `ORIGINS`: `path` (a file) or $VADER_WEIGHTS (a folder), package, hub.
+    """Find the weights of `need`, one of `ORIGINS`.
 
-    Several names are tried in the order given; a warning says when it is not the first that is
-    taken, and `Resolved.need` says which. Raises `WeightsError` naming all three ways to provide
-    them when none works, and at once when a path that was given explicitly does not exist.
+    Tried in this order: `path` (a file) or $VADER_WEIGHTS (a folder), embedded in vader, a package, a hub. In the
+    folder they have the name that `ORIGINS` gives them, or the hub's. Several networks are tried in the order given; a
+    warning says when it is not the first that is taken, and `Resolved.need` says which. Raises `WeightsError` naming
+    all three ways to provide them when none works, and at once when a path that was given explicitly does not exist or
+    an embedded file is not the one that was released.
     """
     needs = (need,) if isinstance(need, str) else tuple(need)
     failures = []
@@ -88,20 +98,29 @@ def resolve(need: str | Sequence[str], path: str | Path | None = None) -> Resolv
         if name not in ORIGINS:
             raise WeightsError(f"no pretrained network is called {name!r}; known are {sorted(ORIGINS)}")
         try:
-            taken = _resolve_one(name, path)
+            found = _resolve_one(name, path)
         except _NotFound as failure:
             failures.append(str(failure))
             continue
         if name != needs[0]:
             warnings.warn(
-                f"the weights of {needs[0]} were not found: {name} is used instead ({taken.source})", stacklevel=2
+                f"the weights of {needs[0]} were not found: {name} is used instead ({found.source})", stacklevel=2
             )
-        return taken
+        _TAKEN.append(found)
+        return found
     raise WeightsError("\n".join(failures))
 
 
+_TAKEN: list[Resolved] = []
+
+
+def taken(since: int = 0) -> list[Resolved]:
+    """What `resolve` has found in this process, in order, one entry for each call after the first `since` of them."""
+    return _TAKEN[since:]
+
+
 def load_state(resolved: Resolved, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a resolved file (safetensors, or a pickle of tensors only).
+    """The tensors of a resolved file (safetensors, or a pickle of tensors only), those of float16 as float32.
 
     Where any name starts with `prefix`, only those are returned, without it: torchvision's files
     hold a whole classifier where the shared ones hold its `features`.
@@ -115,6 +134,7 @@ def load_state(resolved: Resolved, prefix: str = "") -> dict[str, Tensor]:
             state = torch.load(resolved.file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise a dozen types of their own
         raise WeightsError(f"{resolved.file}: not a readable weights file of {resolved.need} ({error})") from error
+    state = {name: x.float() if x.dtype == torch.float16 else x for name, x in state.items()}
     inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     return inside or state
 
@@ -188,6 +208,7 @@ class _NotFound(WeightsError):
 
 def _resolve_one(need: str, path: str | Path | None) -> Resolved:
     origin, tried = ORIGINS[need], []
+    names = [origin.file] + ([_hub_file(origin.url).name] if origin.url else [])
     if path is not None:
         if not Path(path).is_file():
             raise WeightsError(f"{path}: no such file, expected the weights of {need}")
@@ -198,12 +219,15 @@ def _resolve_one(need: str, path: str | Path | None) -> Resolved:
             raise WeightsError(
                 f"$VADER_WEIGHTS is {folder!r}, which is not a folder (looking for the weights of {need})"
             )
-        file = Path(folder) / origin.file
-        if file.is_file():
-            return Resolved(need, "folder $VADER_WEIGHTS", file, _sha256(file))
-        tried.append(f"explicit path: no {origin.file} in $VADER_WEIGHTS ({folder})")
+        for file in (Path(folder) / name for name in names):
+            if file.is_file():
+                return Resolved(need, "folder $VADER_WEIGHTS", file, _sha256(file))
+        tried.append(f"explicit path: no {' or '.join(names)} in $VADER_WEIGHTS ({folder})")
     else:
-        tried.append(f"explicit path: give one, or put {origin.file} in a folder and set $VADER_WEIGHTS to it")
+        tried.append(f"explicit path: put {' or '.join(names)} in a folder and set $VADER_WEIGHTS to it")
+
+    if origin.embedded is not None:
+        return Resolved(need, "embedded in vader", *_embedded(need, origin))
 
     if origin.package is None:
         tried.append("package: none ships them")
@@ -222,13 +246,35 @@ def _resolve_one(need: str, path: str | Path | None) -> Resolved:
             file = _download(origin.url)
             return Resolved(need, f"hub {origin.url}", file, _sha256(file))
         except OSError as error:
-            tried.append(f"hub: {origin.url} could not be downloaded ({error})")
+            tried.append(
+                f"hub: {origin.url} could not be downloaded ({error}); downloaded elsewhere, it belongs in "
+                f"{_hub_file(origin.url).parent}"
+            )
     raise _NotFound(f"the weights of {need} were not found:\n  " + "\n  ".join(tried))
 
 
+def _embedded(need: str, origin: Origin) -> tuple[Path, str]:
+    """The embedded file and its sha256, which is the one that was released."""
+    file = EMBEDDED / origin.embedded
+    if not file.is_file():
+        raise WeightsError(f"{file}: the embedded weights of {need} are missing: install vader again")
+    found = _sha256(file)
+    if found != origin.embedded_sha256:
+        raise WeightsError(
+            f"{file}: the embedded weights of {need} were cut or changed: SHA-256 is {found[:12]}…, "
+            f"expected {origin.embedded_sha256[:12]}…: install vader again"
+        )
+    return file, found
+
+
+def _hub_file(url: str) -> Path:
+    """Where torch.hub's cache, which torchvision shares, keeps what is at `url`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
 def _download(url: str) -> Path:
-    """`url` in torch.hub's cache, which torchvision shares; the checksum in its name is verified."""
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    """`url` in torch.hub's cache; the checksum in its name is verified."""
+    target = _hub_file(url)
     if target.is_file():
         return target
     expected = target.stem.rsplit("-", 1)[1]

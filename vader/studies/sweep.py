@@ -35,7 +35,7 @@ from ..report import decide, figures, seed_interval
 from ..settings.checks import require
 from ..settings.experiment import EvaluationConfig, Experiment
 from ..settings.studies import study
-from ..stages import autodecoder_run, diffusion_run
+from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..store.files import read_weights, save_weights
 from ..store.runs import Paused, Run
@@ -231,6 +231,12 @@ class Table:
         return seed_interval([a - b for a, b in pairs])
 
 
+def _settings(sweep: Sweep, data: str | None) -> dict:
+    """What decides a table; data: their digest, None where it is not known yet."""
+    chosen = {"experiments": sweep.experiments, "seeds": sweep.seeds}
+    return {"stage": "sweep", "sweep": sweep.name, "data": data, **chosen}
+
+
 def verdict(difference: tuple[float, float, float], scale: float = 1, unit: str = "") -> tuple[str, str]:
     """Whether a difference is positive, and the sentence that this rests on."""
     mean, low, high = (scale * x for x in difference)
@@ -245,13 +251,7 @@ def table(
     workers: processes; more than one needs a prepared set on disk, else DataError. Raises Paused when `max_seconds`
     are over or a training is told to terminate (SIGTERM); the next call goes on from there.
     """
-    settings = {
-        "stage": "sweep",
-        "sweep": sweep.name,
-        "data": data.digest,
-        "experiments": sweep.experiments,
-        "seeds": sweep.seeds,
-    }
+    settings = _settings(sweep, data.digest)
     if workers > 1 and data.folder is None:
         raise DataError(f"data set {data.name}: lies in memory only, expected a prepared set for {workers} processes")
 
@@ -319,3 +319,9 @@ def _in_turn(jobs: list[tuple], data: SequenceSet) -> None:
     for job in jobs:
         if _measure(data, *job) is not None:
             return
+
+
+def require_trainable(sweep: Sweep) -> None:
+    """Raise WeightsError, before any data are made, where trainings are missing that need a perceptual network."""
+    if not runs.finished(f"{sweep.base.data.name}-sweep-{sweep.name}", _settings(sweep, None)):
+        require_weights(sweep.base)

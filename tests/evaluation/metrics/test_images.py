@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +115,44 @@ def test_lpips_is_the_packages(network, backbone, backbones):
     torch.testing.assert_close(metric(a, b, batch_size=2), expected.detach())
     assert metric(a, a).abs().max() == 0
     assert (metric(a, b) > 0.01).all()
+
+
+def real_pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops of the photographs that come with scikit-image, and versions of them: (12, 64, 64, 3) twice."""
+    data = pytest.importorskip("skimage.data")
+    corners = {"astronaut": (70, 190), "coffee": (120, 220), "chelsea": (80, 130)}  # a face, a cup, a cat's eyes
+    references, versions = [], []
+    for name, (top, left) in corners.items():
+        photograph = torch.from_numpy(getattr(data, name)().copy()).double() / 255
+
+        def crop(down: int, right: int, photograph=photograph, top=top, left=left) -> torch.Tensor:
+            return photograph[top + down : top + down + 64, left + right : left + right + 64]
+
+        blurred = sum(crop(y, x) for y in range(-2, 3) for x in range(-2, 3)) / 25
+        changed = (blurred, crop(1, 3), (8 * crop(0, 0)).round() / 8, crop(0, 0).flip(1))
+        references += [crop(0, 0)] * len(changed)
+        versions += changed
+    return torch.stack(references).float(), torch.stack(versions).float()
+
+
+# of `real_pairs`, with AlexNet's weights in float32 (SHA-256 of the file: 5856c3e3339d...)
+LPIPS_FLOAT32 = [
+    0.33616, 0.02867, 0.02584, 0.07877, 0.1002, 0.01032, 0.11414, 0.27641, 0.2062, 0.05232, 0.03713, 0.2392,
+]  # fmt: skip
+
+
+def test_embedded_weights_measure_as_those_in_float32_do(monkeypatch):
+    pytest.importorskip("lpips")
+    pairs = real_pairs()
+    folder = os.environ.get("VADER_WEIGHTS")
+    monkeypatch.delenv("VADER_WEIGHTS", raising=False)
+    embedded = LPIPS()
+    assert embedded.backbone.source == "embedded in vader"
+    measured = embedded(*pairs)
+    torch.testing.assert_close(measured, torch.tensor(LPIPS_FLOAT32), rtol=0, atol=1e-3)
+    if folder and (Path(folder) / "alexnet_features.safetensors").is_file():
+        monkeypatch.setenv("VADER_WEIGHTS", folder)
+        torch.testing.assert_close(measured, LPIPS()(*pairs), rtol=0, atol=1e-3)
 
 
 def test_lpips_refuses(backbones, monkeypatch):
