@@ -45,8 +45,10 @@ def test_a_notebook_checks_its_parameters_first_and_is_small_by_default(file):
     defaults = parameters_of(notebook, file.name)
     assert defaults["profile"] == "smoke" and isinstance(defaults["seed"], int)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert "parameters" in code[0].metadata.tags and "check_parameters(globals()" in code[1].source
-    assert len(notebook.cells) <= 50 and max(len(cell.source.splitlines()) for cell in code) <= 30
+    assert "parameters" in code[0].metadata.tags and f'report = begin("{file.stem}", globals()' in code[
+        1
+    ].source.replace("begin(\n    ", "begin(")
+    assert len(notebook.cells) <= 50 and max(len(cell.source.splitlines()) for cell in code) <= 15
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
@@ -59,6 +61,13 @@ def test_a_notebook_holds_outputs_to_compare_with_and_nothing_of_one_machine(fil
     before = nbformat.writes(notebook)
     module.strip(notebook)
     assert nbformat.writes(notebook) == before, f"vader report refresh {file.stem} renews it"
+
+
+def test_what_a_notebook_begins_with_is_checked_and_named():
+    report = module.begin("small", dict(GOOD), **KNOWN)
+    assert (report.notebook, report.profile, report.seed) == ("small", "smoke", 0)
+    with pytest.raises(ParameterError, match="parameter 'sede' is unknown"):
+        module.begin("small", {**GOOD, "sede": 1}, **KNOWN)
 
 
 # --------------------------------------------------------------------------------------------------- parameters

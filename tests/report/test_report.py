@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from vader import report as package
 from vader.commands import main as vader
-from vader.report import Report, ReportError, decide, frame, load, read_reports, seed_interval, table, validate
+from vader.report import (
+    Report,
+    ReportError,
+    decide,
+    decide_ratio,
+    frame,
+    load,
+    read_reports,
+    seed_interval,
+    table,
+    validate,
+)
 from vader.report.claims import claims_page, collect_claims
 from vader.report.contract import check_row, report_digest
 from vader.store.files import write_json
@@ -390,3 +401,23 @@ def test_the_command_reports_errors_on_one_line(folder, capsys):
 def test_the_names_of_the_package_are_what_it_exports():
     assert all(hasattr(package, name) for name in package.__all__)
     check_row("row", MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        ((0.5, 0.4, 0.6), "holds"),
+        ((2.0, 1.5, 3.0), "fails"),
+        ((0.9, 0.7, 1.1), "inconclusive"),
+        ((0.5, -0.1, 0.9), "inconclusive"),
+    ],
+)
+def test_a_ratio_is_decided_by_its_interval(ratio, verdict):
+    assert decide_ratio(*ratio) == verdict
+
+
+def test_claims_together_are_those_one_by_one(capsys):
+    together, single = Report("table1", "smoke", 0), Report("table1", "smoke", 0)
+    together.claim_each({"a": ("A", "Tab. 1", ("holds", "1 against 2"))}, "balls, profile smoke")
+    single.claim("table1.a", "A", where="Tab. 1", verdict="holds", evidence="1 against 2; balls, profile smoke")
+    assert together.claims == single.claims and capsys.readouterr().out == "a: holds; 1 against 2\n"

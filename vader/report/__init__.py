@@ -5,7 +5,7 @@ A notebook fills a `Report`; `save` checks it against the contract below and wri
 `reports/table1-furniture.laptop.json`. Tables are drawn from reports, so that a number is measured once and
 never typed, and numbers of one profile never stand in a column of another or of the paper.
 
-    report = Report("table1", profile, seed, data)
+    report = begin("table1", globals(), profile=("smoke", "laptop"), data=("procedural",), seed=range(2**31))
     report.row(system="ours", dataset="furniture_chairs", metric="kd", scale=1000, value=..., std=..., n=3,
                features="efficientnet-lite0", resolution=48, source="measured")
     report.claim("table1.chairs.ours_beats_dls", "…", where="Tab. 1", verdict=decide(gain, low, high), evidence="…")
@@ -16,11 +16,11 @@ Commands: `vader report table1 --profile laptop -p data=furniture` runs a notebo
 """
 
 from .contract import ReportError, validate
-from .notebook import ParameterError, check_parameters
-from .report import Report, decide, load, read_reports, seed_interval
+from .notebook import ParameterError, begin, check_parameters
+from .report import Report, decide, decide_ratio, load, read_reports, seed_interval
 from .tables import frame, table
 
 __all__ = [
-    "ParameterError", "Report", "ReportError", "check_parameters", "decide", "frame", "load", "read_reports",
-    "seed_interval", "table", "validate",
+    "ParameterError", "Report", "ReportError", "begin", "check_parameters", "decide", "decide_ratio",
+    "frame", "load", "read_reports", "seed_interval", "table", "validate",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Notebooks as programs: parameters that are checked, runs that leave a report, stored outputs that can be renewed.
 
 papermill takes unknown parameters with a warning and values of any type. So a notebook calls
-`check_parameters` in the cell after its parameters, which works under papermill, nbval, Jupyter and
+`begin` in the cell after its parameters, which works under papermill, nbval, Jupyter and
 `jupyter execute` alike, and `run` refuses before it starts a kernel.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..settings.checks import nearest
 from ..store.paths import notebooks_dir, project_root, reports_dir
-from .report import notebook_part
+from .report import Report, notebook_part
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -54,6 +54,23 @@ def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any])
             raise ParameterError(f"parameter {name!r} is missing, expected it in the parameters cell; known: {names}")
         _check_value(name, namespace[name], allowed)
     namespace[CHECKED] = True
+
+
+def begin(name: str, namespace: dict[str, Any], **known: type | Collection[Any]) -> Report:
+    """What every notebook begins with: its parameters checked (`check_parameters`), and its report, still empty.
+
+        report = begin("table1", globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**31))
+
+    In the smoke profile torch takes one thread: tiny tensors gain nothing from more, and one adds up in the same order
+    everywhere. Raises ParameterError.
+    """
+    check_parameters(namespace, **known)
+    if namespace["profile"] == "smoke":
+        import torch
+
+        torch.set_num_threads(1)
+    data = (namespace["data"],) if "data" in known else ()
+    return Report(name, namespace["profile"], namespace["seed"], *data)
 
 
 def _check_value(name: str, value: Any, allowed: type | Collection[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,12 @@ class Report:
         claim = {"id": id, "text": text, "where": where, "verdict": verdict, "evidence": evidence}
         check_claim(f"{self.notebook}.{self.profile}, claim {len(self.claims)}", claim)
         self.claims.append(claim)
+
+    def claim_each(self, asked: Mapping[str, tuple[str, str, tuple[str, str]]], of: str) -> None:
+        """Add and print claims {what: (text, where, (verdict, evidence))}; of: data and profile, for the evidence."""
+        for name, (text, where, (verdict, evidence)) in asked.items():
+            self.claim(f"{self.notebook}.{name}", text, where=where, verdict=verdict, evidence=f"{evidence}; {of}")
+            print(f"{name}: {verdict}; {evidence}")
 
     def used(self, what: Run | Any) -> None:
         """Note a run, or pretrained weights, that the numbers rest on. Weights that `vader.store.weights.resolve` finds
@@ -124,6 +130,11 @@ def decide(difference: float, low: float, high: float) -> str:
     if not (all(map(math.isfinite, (difference, low, high))) and low <= high):
         raise ReportError(f"difference {difference:g} with interval [{low:g}, {high:g}], expected finite low <= high")
     return "holds" if difference > 0 and low > 0 else "fails" if difference < 0 and high < 0 else "inconclusive"
+
+
+def decide_ratio(ratio: float, low: float, high: float) -> str:
+    """The verdict on 'the ratio is below 1'. An interval that reaches 0, which no ratio can, decides nothing."""
+    return decide(-math.log(ratio), -math.log(high), -math.log(low)) if low > 0 else "inconclusive"
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:

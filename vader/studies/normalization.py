@@ -251,6 +251,21 @@ def _interval(logarithms: list[float]) -> tuple[str, tuple[float, float, float]]
     return f"{math.exp(mean):.3g} (95 % interval {math.exp(low):.3g} to {math.exp(high):.3g})", (mean, low, high)
 
 
+def findings(curves: list[Curve], tail: float) -> dict[str, tuple[str, Finding]]:
+    """{name of a claim: (the claim in words, what was found)} on latents with a planted tail, or as trained (0)."""
+    what = f"a planted tail of ratio {tail:g}" if tail else "latents as they come from training"
+    return {
+        "needs_robust_statistics": (
+            f"Without robust normalisation, diffusion does not converge, on {what}",
+            classic_diverges(curves, tail),
+        ),
+        "robust_beats_classic": (
+            f"Robust normalisation leaves the smaller error after the same budget, on {what}",
+            robust_wins(curves, tail),
+        ),
+    }
+
+
 def classic_diverges(curves: list[Curve], tail: float) -> Finding:
     """The paper's claim: without robust statistics, training does not converge.
 
