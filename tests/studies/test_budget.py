@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from vader.commands import study
 from vader.settings.diffrf import diffrf
 from vader.settings.profiles import experiment
 from vader.studies import budget
+
+ROOT = Path(__file__).parents[2]
 
 
 class Sleepy:
@@ -65,9 +69,9 @@ def test_every_system_of_table_1_is_timed_and_what_was_measured_is_read_again(tm
     monkeypatch.setattr(study, "prepare", lambda data: balls(short))
     monkeypatch.setattr(study, "experiment", lambda profile, data: short)
     monkeypatch.setattr(budget.measure, "__defaults__", (2, 1))  # turns, places
-    assert budget.read_budget("procedural_chairs", "smoke") == []
+    assert budget.read_budget(short) == []
     assert vader(["study", "budget", "--profile", "smoke", "--data", "procedural_chairs"]) == 0
-    costs = budget.read_budget("procedural_chairs", "smoke")
+    costs = budget.read_budget(short)
     assert [(c.system, c.stage) for c in costs] == [
         ("ours", "autodecoder"),
         ("ours", "diffusion"),
@@ -83,3 +87,15 @@ def test_every_system_of_table_1_is_timed_and_what_was_measured_is_read_again(tm
     assert [line.split(":")[0] for line in said] == ["ours", "diffrf", "eg3d", "pi_gan"]
     total = sum(c.minutes for c in costs[:2])
     assert said[0].startswith(f"ours: {total:.0f} minutes of one core: autodecoder {costs[0].minutes:.0f} (")
+
+
+def test_committed_costs_are_those_of_the_committed_trainings(monkeypatch, tmp_path):
+    """A training that was made shorter after it was timed costs less, and the record of its run says so, too."""
+    monkeypatch.setenv("VADER_REPORTS", str(tmp_path))  # a moved folder of reports does not hide them
+    for name in ("furniture_chairs", "furniture_tables"):
+        config = experiment("laptop", name)
+        costs = {(c.system, c.stage): c for c in budget.read_budget(config)}
+        for stage in ("autodecoder", "diffusion"):
+            [record] = (ROOT / "reports" / "runs").glob(f"{name}-{stage}-*/record.json")
+            [curve] = json.loads(record.read_text())["curves"].values()
+            assert curve[-1]["clock"] == pytest.approx(costs["ours", stage].seen, rel=0.005)  # points are apart

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
 from ..stages import autodecoder_run
 from ..store.files import read_json, write_json
-from ..store.paths import reports_dir
+from ..store.paths import project_root, reports_dir
 from ..store.provenance import environment
 from ..training.loop import Task
 from ..training.process import keep_freed_memory
@@ -113,13 +113,31 @@ def budget_file(data: str, profile: str) -> Path:
     return reports_dir() / f"budget-{data}-{profile}.json"
 
 
-def read_budget(data: str, profile: str) -> list[Cost]:
-    """What was measured for a data set and profile; empty where nothing was."""
-    file = budget_file(data, profile)
+def read_budget(config: Experiment) -> list[Cost]:
+    """What was measured for an experiment, times the steps that its trainings take now; empty where nothing was.
+
+    Where the reports folder is another ($VADER_REPORTS) and has no such file, the committed one is read.
+    """
+    file = budget_file(config.data.name, config.profile)
+    file = file if file.is_file() else project_root() / "reports" / file.name
     if not file.is_file():
         return []
-    costs = read_json(file)["costs"]
-    return [Cost(**{**cost, "seconds_per_step": tuple(cost["seconds_per_step"])}) for cost in costs]
+    costs = [Cost(**{**c, "seconds_per_step": tuple(c["seconds_per_step"])}) for c in read_json(file)["costs"]]
+    now = lengths(config)
+    return [replace(c, **now[c.system, c.stage]) if (c.system, c.stage) in now else c for c in costs]
+
+
+def lengths(config: Experiment) -> dict[tuple[str, str], dict[str, int]]:
+    """{(system, stage): clock and steps} of the trainings whose length the settings alone decide."""
+    first, second, fields = config.reconstruction, config.diffusion, diffrf(config.profile, config.seed).diffusion
+    gans = {(gan.name, "adversarial"): gan.settings(config.profile) for gan in (EG3D, PI_GAN)}
+    seen = {
+        ("ours", "autodecoder"): (first.images_seen, first.objects_per_step * first.views_per_object),
+        ("ours", "diffusion"): (second.latents_seen, second.batch_size),
+        ("diffrf", "diffusion"): (fields.fields_seen, fields.batch_size),
+        **{name: (settings.images_seen, settings.batch_size) for name, settings in gans.items()},
+    }
+    return {name: {"seen": total, "steps": total // per_step} for name, (total, per_step) in seen.items()}
 
 
 def lines(costs: list[Cost]) -> Iterator[str]:
