@@ -1,9 +1,9 @@
 """FID and KID between sets of features, with intervals that know which images show the same object.
 
-The distances themselves are torch-fidelity's (`distances`). Their spread over random subsets, which
-it reports as KID's deviation, says nothing about other objects, and images of one object are no
-independent samples: the intervals here come from resampling whole objects. For the kernel distance
-this costs little, since its sums are kept per pair of objects (`KernelSums`).
+The kernel distance is torch-fidelity's, the Fréchet distance equal to it (`distances`). The spread over
+random subsets, which torch-fidelity reports as KID's deviation, says nothing about other objects, and
+images of one object are no independent samples: the intervals here come from resampling whole objects.
+For the kernel distance this costs little, since its sums are kept per pair of objects (`KernelSums`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Estimate:
 def distances(
     generated: Features, real: Features, subset_size: int = 1000, subsets: int = 100, seed: int = 2020
 ) -> list[dict]:
-    """FID and KID as torch-fidelity computes them, as two rows of a report.
+    """FID and KID as two rows of a report, the numbers that torch-fidelity gives.
 
+    KID is computed by it. FID is not: the eigenvalues that torch-fidelity takes of a matrix with a row for every
+    feature take a second, and with fewer images than features a small matrix has them all (`_frechet`).
     They lack system, dataset and source, and FID a spread, which sampling seeds or `frechet_estimate` give.
     In the features of another network than InceptionV3 they are called fd and kd. KID is the mean over
     `subsets` random subsets of `subset_size` images a side, `std` its deviation over them. Raises
@@ -47,11 +49,8 @@ def distances(
                 f"{name}: {len(features)} images, but KID draws subsets of {subset_size}: "
                 "expected at least that many (or a smaller kid_subset_size)"
             )
-    fid, kid = (optional_import(f"torch_fidelity.metric_{name}") for name in ("fid", "kid"))
-    # OpenBLAS gains nothing from threads in its eigenvalues, and loses a factor of ten where others use the cores
-    with optional_import("threadpoolctl").threadpool_limits(1, user_api="blas"):
-        statistics = [fid.fid_features_to_statistics(x.values) for x in (generated, real)]
-        frechet = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    kid = optional_import("torch_fidelity.metric_kid")
+    moments = [_moments(x, torch.ones(x.num_objects)) for x in (generated, real)]
     kernel = kid.kid_features_to_metric(
         generated.values, real.values,
         kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False,
@@ -63,7 +62,7 @@ def distances(
     bias = f"; {few} images in {dimension} dimensions: a singular covariance, strongly biased upwards"
     note = images + (bias if few <= dimension else "")
     return [
-        {"metric": names[0], "value": frechet, "n": len(generated), "note": note, **shared},
+        {"metric": names[0], "value": _frechet(*moments[0], *moments[1]), "n": len(generated), "note": note, **shared},
         {
             "metric": names[1],
             "value": kernel[kid.KEY_METRIC_KID_MEAN],
