@@ -81,10 +81,14 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that the file is the old or the new one whole, whatever happens."""
+    write_bytes(file, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file so that it is the old or the new one whole, whatever happens."""
     partial = file.with_name(file.name + ".tmp")
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         sync(partial)
         partial.replace(file)
     except OSError:
