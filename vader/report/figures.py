@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,21 +21,6 @@ if TYPE_CHECKING:
 
 AZIMUTHS = (30.0, 120.0, 210.0, 300.0)  # degrees from the front, of the four views of a row
 ELEVATION = 20.0
-
-
-def show_as_png(shell: Any) -> None:
-    """Let an IPython shell show every matplotlib `Figure` as PNG; by itself it does so for those of pyplot only."""
-
-    def png(figure: Figure) -> bytes:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-        return buffer.getvalue()
-
-    shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", png)
-
-
-if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
-    show_as_png(_shell)
 
 
 def turntable(config: DataConfig, azimuths: Sequence[float] = AZIMUTHS, resolution: int = 96) -> Cameras:
