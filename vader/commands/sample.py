@@ -16,7 +16,7 @@ from ..generation.model import Model, check_count, check_prompt, load
 from ..generation.objects import ObjectError, VolumeObject
 from ..settings.checks import require
 from ..settings.profiles import experiment
-from ..store.files import RunError, read_json, write_bytes, write_json
+from ..store.files import RunError, read_json, write_file, write_json
 from ..store.provenance import environment
 from ..store.runs import utc_now
 
@@ -161,7 +161,7 @@ def _save(made: VolumeObject, out: Path, meshes: list[str]) -> list[str]:
         for suffix in MESHES:  # of an earlier object of this name
             (out / f"{made.name}{suffix}").unlink(missing_ok=True)
     for suffix, content in contents.items():
-        write_bytes(out / f"{made.name}{suffix}", content)
+        write_file(out / f"{made.name}{suffix}", content)
     return [f"{made.name}{suffix}" for suffix in contents]
 
 
