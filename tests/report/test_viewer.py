@@ -54,13 +54,29 @@ def expected(mode: str) -> torch.Tensor:
     return {"colour": views["colour"][0], "depth": shade.expand(-1, -1, -1, 3), "normals": normals}[mode]
 
 
-@pytest.mark.parametrize(("mode", "least"), [("colour", 45), ("depth", 30), ("normals", 40)])
+@pytest.mark.parametrize(("mode", "least"), [("colour", 56), ("depth", 38), ("normals", 54)])
 def test_the_canvas_shows_what_the_renderer_shows(browser, tmp_path, one, mode, least):
+    """30 dB would do for the eye. Samples half a bin beside their place cost 10 dB of the 62, 42 and 61 there are."""
     pictures = expected(mode)
     with opened(browser, tmp_path / "page.html", one) as page:
         for (azimuth, elevation), picture in zip(POSES, pictures, strict=True):
             assert psnr(drawn(page, azimuth, elevation, mode=mode), picture) >= least
             assert psnr(drawn(page, azimuth + 5, elevation, mode=mode), picture) < least, "5 degrees go unnoticed"
+
+
+@pytest.mark.parametrize(("shape", "filled"), [((7, 4, 5), 0.3), ((2, 2, 2), 1.0), ((5, 6, 7), 0.0)])
+def test_volumes_that_fill_their_cube_are_shown_to_its_faces(browser, tmp_path, shape, filled):
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(4, *shape, generator=generator)
+    volume[0] *= 4 * (torch.rand(shape, generator=generator) < filled)
+    volume[0, 0, 0, 0] = volume[0, -1, -1, -1] = 3.0  # corners that face each other
+    cameras = cameras_at(POSES, 4.0, 36.0, 96)
+    views = render_views(volume[None], cameras, 64)
+    with opened(browser, tmp_path / "page.html", viewer_page([Exhibit("full", volume, samples=64)])) as page:
+        for number, (azimuth, elevation) in enumerate(POSES):
+            assert psnr(drawn(page, azimuth, elevation, 96), views["colour"][0, number]) > 50
+            normals = (0.5 * (views["normals"][0, number] + 1)) * views["occupancy"][0, number, ..., None]
+            assert psnr(drawn(page, azimuth, elevation, 96, "normals"), normals) > 45
 
 
 def test_the_first_picture_is_the_still_and_the_pose_that_was_asked_for(browser, tmp_path):
