@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vader.rendering.reference import render_views
+from vader.rendering.render import render_views
 from vader.report.viewer import Exhibit, ViewerError, view, viewer_page
 from vader.report.viewer.page import ASSETS, cameras_at
 

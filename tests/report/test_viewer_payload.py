@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vader.rendering.reference import render_views
+from vader.rendering.render import render_views
 from vader.report.viewer import ViewerError, restore, volume_payload
 from vader.report.viewer.page import cameras_at
 from vader.report.viewer.payload import FLOOR, HIGHEST, density_scale, touched

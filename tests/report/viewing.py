@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vader.rendering.reference import voxel_centres
+from vader.rendering.rays import voxel_centres
 
 WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from ...rendering.reference import render_views
+from ...rendering.render import render_views
 from ...settings.experiment import DataConfig
 from .payload import ViewerError, check_volume, volume_payload
 

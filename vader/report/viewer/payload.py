@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...rendering.reference import RenderingError, check_shapes, check_values
+from ...rendering.rays import RenderingError, check_shapes, check_values
 
 FLOOR = 0.1  # density per unit length: below it the code's steps are even, above it they are a share of the density
 HIGHEST = 65504.0  # what the browser's half floats hold; density beyond it is as opaque, a colour has no business there
