@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import READERS, prepare
+from ..data import READERS, load_set, prepare
 from ..data.formats.sweethome3d import read_catalogues
-from ..data.prepared import SequenceSet
+from ..data.preparation import pack_set
+from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.shards import ShardedSet
 from ..data.video import Video
 from ..report.png import fine_png
 from ..settings.checks import require
+from ..settings.experiment import DataConfig
 from ..settings.profiles import experiment
 from ..store.files import write_file
 
@@ -27,6 +29,22 @@ def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
     images = [(s.frames if isinstance(s, Video) else s.images)[0] for s in data]
     images += [torch.zeros_like(images[0])] * (-len(images) % columns)
     return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
+
+
+def beside_embedded(data: SequenceSet) -> str | None:
+    """How a set agrees with the one of its name that comes with the package, if there is one.
+
+    Raises DataError where the pixels differ by more than rasterisers do.
+    """
+    if data.embedded:
+        return "this set comes with the package, nothing was rendered"
+    for folder in EMBEDDED.glob(f"{data.name}-*"):
+        embedded = load_set(folder)
+        if embedded.digest != data.digest:
+            return f"other settings or models than those of the set that comes with the package ({embedded.digest})"
+        difference = data.compare_pixels(embedded.pixel_record(), "come with the package")
+        return difference or "all pixels are equal to those of the set that comes with the package"
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,14 +66,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"
     )
+    parser.add_argument(
+        "--pack", metavar="FOLDER", type=Path, help="also write the set small, as those that come with the package"
+    )
     given = parser.parse_args(arguments)
     if given.attribution:
         require(given.name in NAMES, f"--attribution is for {' and '.join(NAMES)}, not for {given.name!r}")
-        given.attribution.write_text(attribution_page(read_catalogues(given.source)), encoding="utf-8")
+        given.attribution.write_text(
+            attribution_page(read_catalogues(given.source), *map(DataConfig, sorted(NAMES))), encoding="utf-8"
+        )
         return 0
+    config = experiment(given.profile, given.name).data
     names = ("source", "workers", "objects_per_shard")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
-    data = prepare(experiment(given.profile, given.name).data, **options)
+    data = prepare(config, **options)
     if isinstance(data, ShardedSet):
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0
@@ -65,4 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
     print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    if said := beside_embedded(data):
+        print(said)
+    if given.pack:
+        print(f"packed in {pack_set(data, given.pack).folder}")
     return 0
