@@ -28,21 +28,32 @@ CIRCUMSCRIBED = 1.75  # more than sqrt(3): a sphere that holds the cube
 # ---------------------------------------------------------------------------------------- visual hull
 
 
-def support(points: Tensor, cameras: Cameras, covered: Tensor) -> tuple[Tensor, Tensor]:
+def support(
+    points: Tensor, cameras: Cameras, covered: Tensor, agreement: float = 0.0, slack: bool = False
+) -> tuple[Tensor, Tensor]:
     """Of points (n, 3): how many views see them (in front, inside the picture), and how many have them inside their
-    masks `covered` (v, h, w) bool; both (n,) int64."""
+    masks `covered` (v, h, w) bool; both (n,) int64. Points that are sure to miss the `agreement` are not looked at to
+    the end.
+
+    slack: one of the four pixels around a point will do, since the edge of what was sampled at pixel centres may lie
+    half a pixel further out.
+    """
     seen = torch.zeros(len(points), dtype=torch.int64)
     inside = torch.zeros_like(seen)
     h, w = covered.shape[1:]
+    if slack:  # (v, h + 1, w + 1)
+        covered = torch.nn.functional.max_pool2d(covered[:, None].float(), 2, stride=1, padding=1)[:, 0] > 0
     points = points.double()
+    allowed = (1 - agreement) * len(cameras)
     for view in range(len(cameras)):
+        left = (seen - inside <= allowed).nonzero()[:, 0]  # the others cannot reach the agreement any more
         pose, k = cameras.world_to_camera[view].double(), cameras.intrinsics[view].double()
-        at = (points @ pose[:, :3].T + pose[:, 3]) @ k.T
+        at = (points[left] @ pose[:, :3].T + pose[:, 3]) @ k.T
         x, y = (at[:, i] / at[:, 2].clamp(min=1e-12) for i in (0, 1))
         there = (at[:, 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
-        seen += there
-        x, y = (v.clamp(0, size - 1).long() for v, size in ((x, w), (y, h)))
-        inside += there & covered[view][y, x]
+        x, y = ((v + 0.5 * slack).clamp(0, size - 1 + slack).long() for v, size in ((x, w), (y, h)))
+        seen[left] += there
+        inside[left] += there & covered[view][y, x]
     return seen, inside
 
 
@@ -54,12 +65,12 @@ def hull_points(
     centre: Tensor,
     radius: float,
     agreement: float = 1.0,
-    samples: int = SAMPLES,
+    slack: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Samples of the visual hull on the rays of a view's pixels (n, 2), (row, column), inside a sphere.
 
-    Returns points (n, samples, 3) float64 and whether they belong to the hull (n, samples). A point counts where at
-    least half of the views, and two, see it and `agreement` of these have any coverage there.
+    Returns points (n, SAMPLES, 3) float64 and whether they belong to the hull (n, SAMPLES). A point counts where at
+    least half of the views, and two, see it and `agreement` of these have any coverage there; slack as in `support`.
     """
     one, dtype = cameras[view], torch.float64
     k, pose = one.intrinsics[0].to(dtype), one.world_to_camera[0].to(dtype)
@@ -68,19 +79,20 @@ def hull_points(
     offset = -pose[:, :3].T @ pose[:, 3] - centre
     along = directions @ offset
     half = (along**2 - offset @ offset + radius**2).clamp(min=0).sqrt()
-    steps = (torch.arange(samples, dtype=dtype) + 0.5) / samples
+    steps = (torch.arange(SAMPLES, dtype=dtype) + 0.5) / SAMPLES
     depth = (-along - half)[:, None] + 2 * half[:, None] * steps
     points = centre + offset + depth[..., None] * directions[:, None]
-    seen, inside = support(points.reshape(-1, 3), cameras, masks > 0)
+    seen, inside = support(points.reshape(-1, 3), cameras, masks > 0, agreement, slack)
     enough = (seen >= max(min(2, len(cameras)), len(cameras) / 2)) & (inside >= agreement * seen)
     return points, enough.view(depth.shape) & (depth > 0) & (half > 0)[:, None]
 
 
-def hull_silhouette(cameras: Cameras, masks: Tensor, view: int, samples: int = SAMPLES) -> Tensor:
-    """Which pixels (h, w) of a view's mask (at least half covered) show the visual hull of all views, in the cube."""
+def hull_silhouette(cameras: Cameras, masks: Tensor, view: int) -> Tensor:
+    """Which pixels (h, w) of a view's mask (at least half covered) show the visual hull of all views, in the cube,
+    with half a pixel of slack."""
     pixels = (masks[view] >= 128).nonzero()
     picture = torch.zeros(masks.shape[1:], dtype=torch.bool)
-    _, found = hull_points(cameras, masks, view, pixels, torch.zeros(3).double(), CIRCUMSCRIBED, 1.0, samples)
+    _, found = hull_points(cameras, masks, view, pixels, torch.zeros(3).double(), CIRCUMSCRIBED, slack=True)
     picture[pixels[:, 0], pixels[:, 1]] = found.any(1)
     return picture
 
