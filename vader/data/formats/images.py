@@ -111,7 +111,9 @@ def open_mask(source: Path | bytes, where: str, size: tuple[int, int]) -> np.nda
         return alpha
     if not same_shape((h, w), size):
         raise DataError(f"{where}: mask is {w}x{h} pixels, expected the shape of its picture, {size[1]}x{size[0]}")
-    return np.asarray(Image.fromarray(alpha).resize(size[::-1], Image.Resampling.BILINEAR))
+    whole = h % size[0] == 0 and w % size[1] == 0
+    kind = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(alpha).resize(size[::-1], kind))
 
 
 def same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
