@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer of a process would import: here once for all that are forked
 from torch import Tensor, nn
 
 from tests.tiny import balls, tiny_experiment

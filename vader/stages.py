@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .diffusion.text import text_digest, text_embeddings
 from .settings.checks import require
 from .settings.experiment import Experiment
 from .store import runs
+from .store.files import read_json
 from .store.runs import Run, RunError
 from .store.weights import WeightsError, resolve
 from .training.distributed import Ranks, current, require_several, select_device
@@ -47,6 +49,30 @@ def _trained(config: Experiment) -> bool:
     if config.articulated:
         settings["articulation"] = config.articulation
     return runs.finished(f"{config.data.name}-autodecoder", settings, unknown)
+
+
+def trained_runs(config: Experiment) -> tuple[Run, Run] | None:
+    """The finished runs of both stages of an experiment, found without its data; None where they are not both there.
+
+    Settings decide, all but the digests of data and captions, which cannot be told without these. Where runs on several
+    data fit, own ones go before committed ones and newer before older, and a line on stderr names the choice.
+    Raises RunError where a file of the chosen runs is missing or was changed.
+    """
+    name, pairs = config.data.name, []
+    for digest, first in runs.matching(f"{name}-autodecoder", autodecoder_settings(config)).items():
+        found = runs.matching(f"{name}-diffusion", diffusion_settings(config, digest), ("text",))
+        pairs += [(first, second) for second in found.values()]
+    if not pairs:
+        return None
+
+    def rank(pair: tuple[Path, Path]) -> tuple[bool, str]:
+        return pair[1].parent == runs.runs_dir(), read_json(pair[1] / "record.json")["sessions"][-1]["started"]
+
+    first, second = max(pairs, key=rank)
+    others = ", ".join(other.name for _, other in pairs if other != second)
+    if others:
+        print(f"several runs have these settings: {second.name} is taken, not {others}", file=sys.stderr)
+    return runs.open_run(first), runs.open_run(second)
 
 
 def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet | None = None) -> dict[str, Any]:
@@ -121,6 +147,18 @@ def articulated_run(
     return _get(name, settings, train, data)
 
 
+def diffusion_settings(config: Experiment, stage1: str) -> dict[str, Any]:
+    """What decides a stage-2 run on the stage-1 run with that digest, but for the captions of a conditional one."""
+    return {
+        "stage": "diffusion",
+        "autodecoder": stage1,
+        "unet": config.unet,
+        "diffusion": config.diffusion,
+        "weights_precision": config.weights_precision,
+        "seed": config.seed,
+    }
+
+
 def diffusion_run(
     config: Experiment,
     data: SequenceSet | ShardedSet,
@@ -146,16 +184,7 @@ def diffusion_run(
         stage1 = autodecoder_run(config, data, device, max_seconds, ranks, shard, **options)
     else:
         particular["latent_resolution"] = config.autodecoder.latent_resolution
-    name = f"{data.name}-diffusion"
-    settings = {
-        "stage": "diffusion",
-        "autodecoder": stage1.digest,
-        "unet": config.unet,
-        "diffusion": config.diffusion,
-        "weights_precision": config.weights_precision,
-        "seed": config.seed,
-        **particular,
-    }
+    name, settings = f"{data.name}-diffusion", diffusion_settings(config, stage1.digest) | particular
 
     def train(work: Path) -> None:
         contexts, group = None, current(shard)

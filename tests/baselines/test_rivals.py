@@ -10,7 +10,7 @@ import torch
 from vader.baselines import rivals
 from vader.baselines.rivals import RIVALS, trained_rivals
 from vader.generation.models import Models
-from vader.report.figures import turntable
+from vader.rendering.cameras import turntable
 from vader.settings.diffrf import diffrf
 from vader.settings.gans import EG3D_PROFILES, PI_GAN_PROFILES
 

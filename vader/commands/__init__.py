@@ -10,10 +10,13 @@ from ..settings.checks import ConfigError, nearest
 COMMANDS = {  # in the order in which a newcomer needs them; each is a module here with `main(arguments) -> status`
     "data": "prepare a data set: rendered or read once, loaded from then on",
     "train": "train a system on a data set, or go on with a training that was stopped",
+    "sample": "make objects with a trained model: turntables, pictures, meshes, volumes",
     "study": "run the trainings of one study: ablations, resolutions, hash embeddings, ...",
     "report": "run a notebook and write its report, or collect the claims of all reports",
     "runs": "list the trained runs, or keep one in the repository",
 }
+
+SAID = (ConfigError, ImportError, OSError)  # errors that a user can mend, beside those of the rooms
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +48,7 @@ def _in_one_line(name: str, arguments: list[str]) -> int:
     """Run a command; what a user can mend is said without a traceback."""
     from ..data import DataError
     from ..evaluation.metrics import MetricError
+    from ..generation.objects import ObjectError
     from ..report import ParameterError, ReportError
     from ..store.files import RunError
     from ..store.runs import Paused
@@ -56,7 +60,7 @@ def _in_one_line(name: str, arguments: list[str]) -> int:
     except Paused as pause:
         print(pause, file=sys.stderr)
         return PAUSED
-    except (ConfigError, DataError, MetricError, ParameterError, ReportError, RunError, WeightsError, OSError) as error:
+    except (*SAID, DataError, MetricError, ObjectError, ParameterError, ReportError, RunError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

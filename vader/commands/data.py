@@ -16,9 +16,11 @@ from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.shards import ShardedSet
 from ..data.video import Video
+from ..report.png import fine_png
 from ..settings.checks import require
 from ..settings.experiment import DataConfig
 from ..settings.profiles import experiment
+from ..store.files import write_file
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -82,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0
     if given.sheet:
-        Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
+        write_file(Path(given.sheet), fine_png(Image.fromarray(contact_sheet(data).numpy())))
     train, test = len(data.split("train")), len(data.split("test"))
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")

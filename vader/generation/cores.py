@@ -48,12 +48,12 @@ def side_by_side(
 
 
 def spread(
-    system: Callable[[Sequence[int], int], Tensor], device: torch.device
+    system: Callable[[Sequence[int], int], Tensor], device: torch.device, batch: int = BATCH
 ) -> Callable[[Sequence[int], int], Tensor]:
     """A system of `generation` that on a CPU draws its samples (n, ...) in batches, a core for each."""
 
     def draw(indices: Sequence[int], seed: int) -> Tensor:
-        size = BATCH if device.type == "cpu" else len(indices)
+        size = batch if device.type == "cpu" else len(indices)
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         return torch.cat(list(side_by_side(lambda batch: system(batch, seed), batches, device)))
 

@@ -85,7 +85,7 @@ class Models:
     """The trained parts of one experiment and the data they were trained on."""
 
     config: Experiment
-    data: SequenceSet
+    data: SequenceSet | None  # None where only volumes are made, which need no data
     runs: tuple[Run, ...]  # of stage 1 and, for sampling, of stage 2
     autodecoder: Autodecoder
     device: torch.device
@@ -102,7 +102,17 @@ class Models:
         return VolumeGenerator(name, system, self.config.reconstruction.num_samples)
 
     def ours(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
-        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3).
+        """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3). Arguments and errors as of `features`."""
+        features = self.features(captions, guidance)
+
+        @torch.no_grad()
+        def system(indices: Sequence[int], seed: int) -> Tensor:
+            return self.autodecoder.decoder.g2(features(indices, seed))
+
+        return spread(system, self.device)
+
+    def features(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
+        """The samples of latent diffusion as features F (n, c, r, r, r), de-normalised: what G2 decodes.
 
         captions: of a conditional model; sample i is of captions[i % len(captions)]. guidance: the weight s of
         u + s (c - u), by default the experiment's; 0 samples without the captions. Raises ConfigError where captions
@@ -119,9 +129,9 @@ class Models:
         def system(indices: Sequence[int], seed: int) -> Tensor:
             rows = None if contexts is None else contexts[[index % len(contexts) for index in indices]]
             latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device)
-            return self.autodecoder.decoder.g2(statistics.denormalize(latents.float()))
+            return statistics.denormalize(latents.float())
 
-        return spread(system, self.device)
+        return system
 
 
 def load_models(config: Experiment, data: SequenceSet, device: str = "auto") -> Models:

@@ -8,12 +8,16 @@ top-left pixel is (0.5, 0.5). The world is the canonical cube [-1, 1]^3 with y u
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..settings.experiment import DataConfig
+
+AZIMUTHS = (30.0, 120.0, 210.0, 300.0)  # degrees from the front, of the four views of a picture row
+ELEVATION = 20.0
 
 
 class CameraError(ValueError):
@@ -122,10 +126,27 @@ def sample_orbit(n: int, config: DataConfig, generator: torch.Generator) -> Came
     """`n` cameras on a sphere around the origin, uniform in azimuth and in the sine of the elevation."""
     azimuth, height = torch.rand(2, n, generator=generator, dtype=torch.float64)
     low, high = (math.sin(math.radians(e)) for e in config.elevation)
-    sine = low + (high - low) * height
+    return _orbit(2 * math.pi * azimuth, low + (high - low) * height, config, config.resolution)
+
+
+def spread_orbit(n: int, config: DataConfig, resolution: int) -> Cameras:
+    """`n` cameras that cover evenly where those of `sample_orbit` are drawn, on a spiral by the golden angle."""
+    index = torch.arange(n, dtype=torch.float64) + 0.5
+    low, high = (math.sin(math.radians(e)) for e in config.elevation)
+    return _orbit(math.pi * (1 + math.sqrt(5)) * index, low + (high - low) * index / n, config, resolution)
+
+
+def turntable(config: DataConfig, azimuths: Sequence[float] = AZIMUTHS, resolution: int = 96) -> Cameras:
+    """Cameras around the object at the data's distance and field of view, ELEVATION degrees up; azimuths in degrees."""
+    angle = torch.deg2rad(torch.tensor(azimuths, dtype=torch.float64))
+    sine = torch.full_like(angle, math.sin(math.radians(ELEVATION)))
+    return _orbit(angle, sine, config, resolution)
+
+
+def _orbit(azimuth: Tensor, sine: Tensor, config: DataConfig, resolution: int) -> Cameras:
+    """Cameras that look at the origin from azimuths (n,) in radians, and elevations whose sines (n,) are given."""
     cosine = (1 - sine**2).sqrt()
-    azimuth = 2 * math.pi * azimuth
     eyes = config.camera_distance * torch.stack([cosine * azimuth.sin(), sine, cosine * azimuth.cos()], dim=-1)
-    r = config.resolution
-    intrinsics = intrinsics_from_fov(config.field_of_view, r, r).expand(n, 3, 3).contiguous()
-    return Cameras(look_at(eyes).float(), intrinsics, r, r)
+    intrinsics = intrinsics_from_fov(config.field_of_view, resolution, resolution)
+    world_to_camera = look_at(eyes).float()
+    return Cameras(world_to_camera, intrinsics.expand(len(eyes), 3, 3).contiguous(), resolution, resolution)

@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data import SequenceSet
 from ..evaluation.metrics.features import to_uint8
-from ..rendering.cameras import Cameras, intrinsics_from_fov, look_at
-from ..rendering.render import render_views
+from ..rendering.cameras import AZIMUTHS, ELEVATION
+from ..rendering.pictures import picture_row
 from ..settings.experiment import DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
-
-AZIMUTHS = (30.0, 120.0, 210.0, 300.0)  # degrees from the front, of the four views of a row
-ELEVATION = 20.0
-
-
-def show_as_png(shell: Any) -> None:
-    """Let an IPython shell show every matplotlib `Figure` as PNG; by itself it does so for those of pyplot only."""
-
-    def png(figure: Figure) -> bytes:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-        return buffer.getvalue()
-
-    shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", png)
-
-
-if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
-    show_as_png(_shell)
-
-
-def turntable(config: DataConfig, azimuths: Sequence[float] = AZIMUTHS, resolution: int = 96) -> Cameras:
-    """Cameras around the object at the data's distance and field of view, at any resolution."""
-    angle = torch.deg2rad(torch.tensor(azimuths, dtype=torch.float64))
-    height = torch.deg2rad(torch.tensor(ELEVATION, dtype=torch.float64))
-    eyes = torch.stack([angle.sin() * height.cos(), height.sin().expand_as(angle), angle.cos() * height.cos()], -1)
-    intrinsics = intrinsics_from_fov(config.field_of_view, resolution, resolution)
-    world_to_camera = look_at(config.camera_distance * eyes).float()
-    return Cameras(world_to_camera, intrinsics.expand(len(eyes), 3, 3).contiguous(), resolution, resolution)
-
-
-def picture_row(volume: Tensor, config: DataConfig, num_samples: int, resolution: int = 96) -> Tensor:
-    """One object (4, S, S, S) as a strip (h, 6 w, 3): four views, then depth and normals of the first."""
-    views = render_views(volume[None].float(), turntable(config, resolution=resolution), num_samples)
-    colour, depth = views["colour"][0].cpu(), views["depth"][0, 0].cpu()
-    near, far = config.camera_distance - 1.2, config.camera_distance + 1.2  # objects stay within this radius
-    shade = torch.where(depth > 0, 1 - 0.8 * ((depth - near) / (far - near)).clamp(0, 1), torch.zeros_like(depth))
-    occupancy = views["occupancy"][0, 0].cpu()[..., None]
-    normals = (0.5 * (views["normals"][0, 0].cpu() + 1)) * occupancy
-    return torch.cat([*colour, shade[..., None].expand(-1, -1, 3), normals], dim=1).clamp(0, 1)
 
 
 def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int, title: str) -> Figure:

@@ -80,11 +80,15 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that the file is the old or the new one whole, whatever happens."""
+    """Write JSON, whole or not at all as `write_file` does."""
+    write_file(file, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_file(file: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) so that it is the old or the new one whole, whatever happens."""
     partial = file.with_name(file.name + ".tmp")
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         sync(partial)
         partial.replace(file)
     except OSError:

@@ -50,7 +50,8 @@ from .provenance import environment, peak_memory
 
 __all__ = [
     "Paused", "Record", "Run", "RunError", "begin", "commit_run", "digest", "find", "finished", "get",
-    "load_weights", "open_run", "publish", "read_weights", "run_folder", "runs_dir", "save_weights", "utc_now",
+    "load_weights", "matching", "open_run", "publish", "read_weights", "run_folder", "runs_dir", "save_weights",
+    "utc_now",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1  # raise it when the same settings come to mean another result
@@ -153,18 +154,24 @@ def find(name: str, settings: Any) -> Run | None:
 
 
 def finished(name: str, settings: dict[str, Any], unknown: tuple[str, ...] = ("data",)) -> bool:
-    """Whether some finished run, own or committed, has these settings, whatever it has for those that are `unknown`.
+    """Whether some finished run, own or committed, has these settings, whatever it has for those that are `unknown`."""
+    return bool(matching(name, settings, unknown))
 
-    For what is to be decided before the digest of the data is known; what is unreadable is left for `find` to refuse.
+
+def matching(name: str, settings: dict[str, Any], unknown: tuple[str, ...] = ("data",)) -> dict[str, Path]:
+    """Finished runs with these settings, whatever they have for those that are `unknown`: {digest: folder}.
+
+    Own ones come first, and of a run that is both own and committed the own folder is named. For what is to be decided
+    before the digest of the data is known; what is unreadable is left for `find` to refuse.
     """
-    wanted = {key: value for key, value in plain(settings).items() if key not in unknown}
+    wanted, found = {key: value for key, value in plain(settings).items() if key not in unknown}, {}
     for place in (runs_dir(), reference_runs_dir()):
-        for done in place.glob(f"{name}-*/DONE"):
+        for done in sorted(place.glob(f"{name}-*/DONE")):
             with contextlib.suppress(RunError, KeyError):
-                found = read_json(done.with_name("settings.json"))["settings"]
-                if {key: value for key, value in found.items() if key not in unknown} == wanted:
-                    return True
-    return False
+                head = read_json(done.with_name("settings.json"))
+                if {key: value for key, value in head["settings"].items() if key not in unknown} == wanted:
+                    found.setdefault(head["digest"], done.parent)
+    return found
 
 
 def open_run(folder: Path) -> Run:

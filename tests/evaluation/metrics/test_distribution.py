@@ -96,11 +96,14 @@ def test_same_numbers_as_torch_fidelitys_command_on_the_same_png_files(tmp_path,
 
 
 def test_own_estimates_are_torch_fidelitys():
-    """The Fréchet distance behind the interval, and the kernel distance over all images at once."""
-    pytest.importorskip("torch_fidelity")
+    """The Fréchet distance and the one behind the interval, and the kernel distance over all images at once."""
+    fid = pytest.importorskip("torch_fidelity.metric_fid")
     a, b = gaussian(20, 3), gaussian(30, 2, shift=0.4, seed=1)
     fd, kd = distribution.distances(a, b, subset_size=60, subsets=1)
-    assert distribution.frechet_estimate([a], b, resamples=2).value == pytest.approx(fd["value"], rel=1e-4)
+    statistics = [fid.fid_features_to_statistics(x.values) for x in (a, b)]
+    expected = fid.fid_statistics_to_metric(*statistics, verbose=False)[fid.KEY_METRIC_FID]
+    assert fd["value"] == pytest.approx(expected, rel=1e-6)
+    assert distribution.frechet_estimate([a], b, resamples=2).value == pytest.approx(expected, rel=1e-6)
     assert distribution.KernelDistance(b).sums(a).mmd2().item() == pytest.approx(kd["value"], rel=1e-4)
 
 

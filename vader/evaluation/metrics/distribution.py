@@ -1,9 +1,10 @@
 """FID and KID between sets of features, with intervals that know which images show the same object.
 
-The distances themselves are torch-fidelity's (`distances`). Their spread over random subsets, which
-it reports as KID's deviation, says nothing about other objects, and images of one object are no
-independent samples: the intervals here come from resampling whole objects. For the kernel distance
-this costs little, since its sums are kept per pair of objects (`KernelSums`).
+The distances themselves are torch-fidelity's (`distances`). The spread over random subsets, which it
+reports as KID's deviation, says nothing about other objects, and images of one object are no independent
+samples: the intervals here come from resampling whole objects. For the kernel distance this costs little,
+since its sums are kept per pair of objects (`KernelSums`), and for the Fréchet distance since it is taken
+of the smaller of two matrices (`_frechet`).
 """
 
 from __future__ import annotations

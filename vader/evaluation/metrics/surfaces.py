@@ -7,13 +7,15 @@ twice that as well (`SWEEP`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from ...rendering import surface
+from ...rendering.rays import RenderingError
+from ...rendering.surface import density_threshold
 from . import MetricError, optional_import
 
 SWEEP = (0.5, 1.0, 2.0)  # factors of the threshold
@@ -29,35 +31,12 @@ class SurfaceClouds:
     without_surface: int  # volumes that nowhere exceed the threshold
 
 
-def density_threshold(resolution: int) -> float:
-    """sigma* = ln 2 / voxel for a resolution^3 volume over [-1, 1]^3 with voxel centres on the cube's faces."""
-    return math.log(2) * (resolution - 1) / 2
-
-
 def extract_surface(density: Tensor, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Marching cubes over a density volume (d, h, w) = (z, y, x), sigma per unit length.
-
-    Returns vertices (v, 3) as canonical (x, y, z) and faces (f, 3), normals outwards, or None where the
-    density nowhere exceeds `threshold` (default: `density_threshold` of the width). Outside of the cube there is no
-    density, so that a solid which touches a face is closed there. Raises `MetricError` for NaN, infinity
-    and other shapes.
-    """
-    if density.ndim != 3 or min(density.shape) < 2:
-        raise MetricError(f"density has shape {tuple(density.shape)}, expected (d, h, w), each at least 2")
-    volume = density.detach().cpu().float().numpy()
-    if not np.isfinite(volume).all():
-        raise MetricError("density holds NaN or infinity, expected finite values")
-    level = density_threshold(density.shape[-1]) if threshold is None else threshold
-    if level <= 0:
-        raise MetricError(f"threshold {level:g}, expected a positive density")
-    if volume.max() <= level:
-        return None
-    measure = optional_import("skimage.measure")
-    vertices, faces, _, _ = measure.marching_cubes(np.pad(volume, 1), level)
-    last = np.array(volume.shape, np.float32) - 1
-    # padding shifts indices by one; a closing face lies on the cube, not half a voxel outside
-    canonical = 2 * np.clip(vertices - 1, 0, last) / last - 1
-    return np.ascontiguousarray(canonical[:, ::-1], dtype=np.float32), faces.astype(np.int64)
+    """`rendering.surface.extract_surface`, with its errors as `MetricError`."""
+    try:
+        return surface.extract_surface(density, threshold)
+    except RenderingError as error:
+        raise MetricError(str(error)) from error
 
 
 def sample_surface(
