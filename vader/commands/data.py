@@ -39,8 +39,8 @@ def beside_embedded(data: SequenceSet) -> str | None:
     """
     if data.embedded:
         return "this set comes with the package, nothing was rendered"
-    for folder in EMBEDDED.glob(f"{data.name}-*"):
-        embedded = load_set(folder)
+    for manifest in EMBEDDED.glob(f"{data.name}-*/manifest.json"):
+        embedded = load_set(manifest.parent)
         if embedded.digest != data.digest:
             return f"other settings or models than those of the set that comes with the package ({embedded.digest})"
         difference = data.compare_pixels(embedded.pixel_record(), "come with the package")

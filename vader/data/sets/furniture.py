@@ -281,17 +281,17 @@ def attribution_page(catalogues: list[Catalogue], *configs: DataConfig) -> str:
     names, seeds = " and ".join(f"`{c.name}`" for c in configs), " and ".join(sorted({str(c.seed) for c in configs}))
     head = f"""# Attribution: furniture
 
-The 3D models of {names} come from the catalogues below, as packaged by Debian in `sweethome3d-furniture`. Their
-creators and licences are listed model by model:
+The 3D models of {names} come from the catalogues below, as packaged by
+Debian in `sweethome3d-furniture`. Their creators and licences are listed model by model:
 
 - public domain: [CC0 1.0](https://creativecommons.org/publicdomain/zero/1.0/)
 - Creative Commons Attribution 3.0: [unported](https://creativecommons.org/licenses/by/3.0/) or
   [United States](https://creativecommons.org/licenses/by/3.0/us/)
 
 The models are not part of this repository, but pictures and meshes made from them are, in `vader/data/embedded`. What
-this project does with the models is a change in the sense of their licences: they are turned upright, scaled, their
-materials reduced to colours that are lifted from black, and they are rendered; variants are recoloured and stretched.
-Splits are those of seed {seeds}. Written by `vader data`; do not edit.
+this project does with the models is a change in the sense of their licences: they are turned upright, scaled, and
+rendered in colours that are lifted from black; the meshes have a colour at each vertex in place of textures; variants
+are recoloured and stretched. Splits are those of seed {seeds}. Written by `vader data`; do not edit.
 
 | catalogue | version | licence |
 |---|---|---|
