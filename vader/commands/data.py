@@ -51,10 +51,8 @@ def beside_embedded(data: SequenceSet) -> str | None:
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet:
     if given.own_name:
         return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers)
-    require(
-        not Path(given.name).is_dir() or given.name in READERS,
-        f"{given.name} is a folder: what is the set called? Say --name",
-    )
+    folder = given.name not in READERS and Path(given.name).is_dir()
+    require(not folder, f"{given.name} is a folder; expected --name, which says what the set made of it is called")
     names = ("source", "workers", "objects_per_shard")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
     return prepare(experiment_named(given.profile, given.name).data, **options)
