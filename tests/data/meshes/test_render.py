@@ -295,6 +295,23 @@ def test_a_rasteriser_with_other_samples_is_refused(vtk, monkeypatch):
         picture([cube()], cameras_at((0, 0, 4)))
 
 
+def test_triton_is_imported_before_opengl_since_a_training_after_pictures_would_crash_otherwise(vtk, monkeypatch):
+    import pyvista
+
+    class Asked(Exception):
+        pass
+
+    def plotter(**options):
+        assert imported == ["triton"]
+        raise Asked
+
+    imported = []
+    monkeypatch.setattr(mesh_render, "import_module", imported.append)
+    monkeypatch.setattr(pyvista, "Plotter", plotter)
+    with pytest.raises(Asked):
+        MeshRenderer([cube()])
+
+
 def test_textures_are_the_right_way_up(vtk):
     texture = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8).repeat(16, 0).repeat(16, 1)
     square = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])

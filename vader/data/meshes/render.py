@@ -12,12 +12,14 @@ lifted into [MIN_ALBEDO, 1], because black paint on the black background would b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import sys
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -207,6 +209,9 @@ class MeshRenderer:
                 "rendering furniture needs pyvista, which the extra 'data' installs: pip install 'vader[data]'"
             ) from error
         _require_off_screen()
+        with contextlib.suppress(ImportError):
+            # torch imports it with its first optimizer, which crashes where LLVM came with Mesa's driver before
+            import_module("triton")
         self.plotter = pyvista.Plotter(off_screen=True, lighting="none", notebook=False)  # no widgets
         self.plotter.set_background("black")
         self.plotter.render_window.SetMultiSamples(MULTISAMPLES)  # once it exists, or pyvista's default wins
