@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..prepared import DataError
-from .scenes import inside
+from .shared.scenes import inside
 from .wavefront import MAX_TRIANGLES, small_texture
 
 UNREADABLE = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_mesh_quantization", "KHR_texture_basisu")

@@ -18,8 +18,8 @@ from ..meshes.render import MeshRenderer, reference_mesh, to_canonical
 from ..prepared import DataError
 from ..sequence import Sequence
 from .gltf import Glb, Surface, to_linear, to_srgb
-from .normalise import up_rotation
-from .scenes import LOOKED_AT, Options, Scene, folders, make_scenes
+from .shared.normalise import up_rotation
+from .shared.scenes import LOOKED_AT, Options, Scene, folders, make_scenes
 from .wavefront import MAX_TRIANGLES, FolderFiles, Part, read_obj
 
 if TYPE_CHECKING:

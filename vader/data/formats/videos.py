@@ -20,8 +20,8 @@ import torch
 
 from ..prepared import DataError
 from ..video import Video
-from . import images
-from .scenes import LOOKED_AT, Options, Scene, folders, make_scenes, spread
+from .shared import images
+from .shared.scenes import LOOKED_AT, Options, Scene, folders, make_scenes, spread
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SIGNS = f"video files ({', '.join(SUFFIXES)}), or folders of pictures"

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ..prepared import DataError
-from .images import open_picture
+from .shared.images import open_picture
 
 DEFAULT_COLOUR = (0.7, 0.7, 0.7)  # of faces whose material is defined nowhere
 MAX_TEXTURE = 512  # texels per side: the pictures are far smaller

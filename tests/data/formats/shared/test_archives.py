@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vader.data.formats.archives import is_archive, unpacked
+from vader.data.formats.shared.archives import is_archive, unpacked
 from vader.data.prepared import DataError
 
 

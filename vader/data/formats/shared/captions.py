@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...settings.checks import nearest
-from ..prepared import SPLITS, DataError
+from ....settings.checks import nearest
+from ...prepared import SPLITS, DataError
 from .scenes import Scene, key_of
 
 FIELDS = ("caption", "category", "split")

@@ -2,7 +2,7 @@
 
 A reader of posed pictures lists an object's views, and `assemble` makes a Sequence of them: one picture at a time is
 decoded, masked, composited on black, freed of distortion, made square and scaled, and only the small result is kept.
-Its cameras are in the world of the files, float64; `vader.data.formats.normalise` moves it into the cube.
+Its cameras are in the world of the files, float64; `vader.data.formats.shared.normalise` moves it into the cube.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...rendering.cameras import Cameras
-from ...settings.checks import require
-from ..prepared import DataError
-from ..sequence import Sequence
+from ....rendering.cameras import Cameras
+from ....settings.checks import require
+from ...prepared import DataError
+from ...sequence import Sequence
 from . import images
 from .lenses import Lens, Unwarper
 

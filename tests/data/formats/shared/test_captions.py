@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vader.data.formats.captions import read_captions, with_captions
-from vader.data.formats.scenes import Scene
+from vader.data.formats.shared.captions import read_captions, with_captions
+from vader.data.formats.shared.scenes import Scene
 from vader.data.prepared import DataError
 
 HERE = Path("/x")

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..prepared import DataError
+from ...prepared import DataError
 
 SUFFIXES = (".tar", ".tar.bz2", ".tar.gz", ".tar.xz", ".tgz", ".zip")
 MAX_BYTES = 64 * 2**30  # of an archive's content
