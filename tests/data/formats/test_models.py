@@ -443,7 +443,7 @@ def test_a_table_is_the_same_in_every_format(table_mesh, tmp_path):
     for sequence in found.values():
         both = (sequence.masks >= 128) & (expected.masks >= 128)
         either = (sequence.masks >= 128) | (expected.masks >= 128)
-        assert both.sum() / either.sum() > 0.97
+        assert both.sum() / either.sum() > 0.96  # four samples a pixel widen an edge
         assert (sequence.images.int() - found["ply"].images.int()).abs().max() <= 2
         assert sequence.attributes["triangles"] == len(table_mesh.faces)
     assert found["ply"].images[found["ply"].masks == 255].float().std() > 20

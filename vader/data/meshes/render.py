@@ -214,7 +214,10 @@ class MeshRenderer:
             import_module("triton")
         self.plotter = pyvista.Plotter(off_screen=True, lighting="none", notebook=False)  # no widgets
         self.plotter.set_background("black")
-        self.plotter.render_window.SetMultiSamples(MULTISAMPLES)  # once it exists, or pyvista's default wins
+        parts = list(parts)
+        # Layers of glass are peeled one by one, which VTK does without multisampling only.
+        self.samples = 0 if any(map(is_translucent, parts)) else MULTISAMPLES
+        self.plotter.render_window.SetMultiSamples(self.samples)  # once it exists, or pyvista's default wins
         for part in parts:
             self._add(pyvista, part)
         for name in ("key", "fill", "back"):
@@ -260,7 +263,7 @@ class MeshRenderer:
         """Images (v, h, w, 3) and masks (v, h, w), uint8: box-filtered over supersampling x supersampling pixels.
 
         Raises CameraError unless pixels are square and there is no skew, which VTK cannot picture, and DataError where
-        OpenGL grants other than MULTISAMPLES samples a pixel, which would change the level of edges.
+        OpenGL grants another number of samples a pixel, which would change the level of edges.
         """
         h, w = cameras.height, cameras.width
         self.plotter.window_size = (w * supersampling, h * supersampling)
@@ -270,10 +273,8 @@ class MeshRenderer:
             if view == 0:
                 self.plotter.show(auto_close=False)  # pyvista wants it once before pictures
             self.plotter.render()
-            if (granted := self.plotter.render_window.GetMultiSamples()) != MULTISAMPLES:
-                raise DataError(
-                    f"OpenGL grants {granted} samples a pixel here, expected {MULTISAMPLES}: edges would differ"
-                )
+            if (granted := self.plotter.render_window.GetMultiSamples()) != self.samples:
+                raise DataError(f"OpenGL grants {granted} samples a pixel here, expected {self.samples}: edges differ")
             pixels = self.plotter.screenshot(transparent_background=True, return_img=True)  # alpha is the coverage
             rgba = torch.from_numpy(np.array(pixels)).view(h, supersampling, w, supersampling, 4)
             rgba = rgba.float().mean((1, 3)).round().byte()
