@@ -10,16 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import READERS, load_set, prepare
+from ..data.formats import FORMATS
 from ..data.formats.sweethome3d import read_catalogues
 from ..data.preparation import pack_set
 from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
+from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
 from ..data.video import Video
 from ..report.png import fine_png
 from ..settings.checks import require
 from ..settings.experiment import DataConfig
-from ..settings.profiles import experiment
 from ..store.files import write_file
 
 
@@ -47,11 +48,23 @@ def beside_embedded(data: SequenceSet) -> str | None:
     return None
 
 
+def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet:
+    if given.own_name:
+        return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers)
+    folder = given.name not in READERS and Path(given.name).is_dir()
+    require(not folder, f"{given.name} is a folder; expected --name, which says what the set made of it is called")
+    names = ("source", "workers", "objects_per_shard")
+    options = {name: value for name in names if (value := getattr(given, name)) is not None}
+    return prepare(experiment_named(given.profile, given.name).data, **options)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vader data", description="Prepare a data set once: rendered or read, then it loads."
     )
-    parser.add_argument("name", help=f"one of {', '.join(READERS)}")
+    parser.add_argument("name", help=f"one of {', '.join(READERS)}; or a folder of your own data, with --name")
+    parser.add_argument("--name", dest="own_name", metavar="NAME", help="what to call the set made of a folder")
+    parser.add_argument("--format", choices=FORMATS, help="of the folder (default: found out by looking)")
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
         "--source",
@@ -76,10 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             attribution_page(read_catalogues(given.source), *map(DataConfig, sorted(NAMES))), encoding="utf-8"
         )
         return 0
-    config = experiment(given.profile, given.name).data
-    names = ("source", "workers", "objects_per_shard")
-    options = {name: value for name in names if (value := getattr(given, name)) is not None}
-    data = prepare(config, **options)
+    data = _prepared(given)
     if isinstance(data, ShardedSet):
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0

@@ -7,7 +7,7 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from ..settings.checks import ConfigError, nearest, require
+from ..settings.checks import nearest, require
 from ..settings.experiment import DataConfig
 from .prepared import DataError, SequenceSet, load_prepared
 from .sequence import PACKED, SEQUENCES, Sequence, load_set
@@ -42,10 +42,14 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     cannot be used.
     """
     if config.name not in READERS:
+        from .sets import own
+
         known = sorted(READERS)
-        raise ConfigError(
-            f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
+        require(
+            own.is_prepared(config.name) and not options,
+            f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}",
         )
+        return own.prepare(config)
     reader = import_module(f".sets.{READERS[config.name]}", __name__).prepare
     for option in options:
         taken = list(signature(reader).parameters)[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vader.data.formats.normalise import hull_iou
+from vader.data.formats.shared.normalise import hull_iou
 from vader.data.meshes.raycast import render
 from vader.data.sequence import Sequence
 from vader.data.synthetic.factors import draw

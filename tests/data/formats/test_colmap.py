@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from tests.data.formats.rendered import World, check, pictured, rigid_inverse
 from vader.data.formats import Options, Placing, colmap, detect, read, scan
-from vader.data.formats.lenses import Lens
-from vader.data.formats.normalise import hull_iou
+from vader.data.formats.shared.lenses import Lens
+from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
 from vader.rendering.cameras import Cameras
 

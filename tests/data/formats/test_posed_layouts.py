@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.data.formats.rendered import World, check
 from vader.data.formats import Options, Placing, abo, detect, read, read_all, scan
-from vader.data.formats.normalise import hull_iou
+from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
 from vader.rendering.cameras import Cameras
 from vader.settings.checks import ConfigError

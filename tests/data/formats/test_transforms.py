@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.data.formats.rendered import World, check, orbit, pictured
 from vader.data.formats import Options, Placing, detect, read, scan
-from vader.data.formats.images import ORIENTATION
-from vader.data.formats.lenses import Lens
-from vader.data.formats.normalise import hull_iou
-from vader.data.formats.scenes import with_test_ids
+from vader.data.formats.shared.captions import with_test_ids
+from vader.data.formats.shared.images import ORIENTATION
+from vader.data.formats.shared.lenses import Lens
+from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
 from vader.rendering.cameras import Cameras
 

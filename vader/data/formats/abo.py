@@ -25,8 +25,8 @@ import numpy as np
 
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
-from .images import natural, picture_files
-from .scenes import LOOKED_AT, Options, Placing, Scene, View, assemble, folders, key_of, rigid
+from .shared.images import natural, picture_files
+from .shared.scenes import LOOKED_AT, Options, Placing, Scene, View, assemble, folders, key_of, rigid
 from .srn import number_of
 
 SIGNS = "abo-benchmark-material: <id>/metadata.json with <id>/render/<lighting>/ and segmentation/"

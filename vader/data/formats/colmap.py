@@ -22,9 +22,9 @@ import numpy as np
 
 from ..prepared import DataError
 from ..sequence import Sequence
-from .images import natural, picture_files
-from .lenses import Lens
-from .scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes
+from .shared.images import natural, picture_files
+from .shared.lenses import Lens
+from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes
 
 SIGNS = "folders with sparse/0/cameras.bin and images.bin (or .txt), and images/"
 UP = "cameras"

@@ -18,8 +18,8 @@ import numpy as np
 
 from ..prepared import DataError
 from ..sequence import Sequence
-from .images import open_picture, picture_files
-from .scenes import LOOKED_AT, Options, Scene, View, assemble, folders, make_scenes, rigid
+from .shared.images import open_picture, picture_files
+from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, make_scenes, rigid
 
 SIGNS = "folders with rgb/*.png, pose/*.txt and intrinsics.txt"
 UP = "y"

@@ -23,9 +23,9 @@ from PIL import Image
 from ...rendering.cameras import Cameras
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
-from .images import SUFFIXES
-from .lenses import Lens
-from .scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes, rigid
+from .shared.images import SUFFIXES
+from .shared.lenses import Lens
+from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes, rigid
 
 SIGNS = "folders with transforms.json, or transforms_train.json and its kin"
 UP = "z"

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...rendering.cameras import Cameras
-from ..meshes.raycast import HALF_EXTENT, SPHERE_RADIUS
-from ..prepared import DataError
-from ..sequence import Sequence
+from ....rendering.cameras import Cameras
+from ...meshes.raycast import HALF_EXTENT, SPHERE_RADIUS
+from ...prepared import DataError
+from ...sequence import Sequence
 from .scenes import Placing
 
 SAMPLES = 128  # along a ray

@@ -2,7 +2,7 @@
 
 A reader of posed pictures lists an object's views, and `assemble` makes a Sequence of them: one picture at a time is
 decoded, masked, composited on black, freed of distortion, made square and scaled, and only the small result is kept.
-Its cameras are in the world of the files, float64; `vader.data.formats.normalise` moves it into the cube.
+Its cameras are in the world of the files, float64; `vader.data.formats.shared.normalise` moves it into the cube.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...rendering.cameras import Cameras
-from ...settings.checks import require
-from ..prepared import DataError
-from ..sequence import Sequence
+from ....rendering.cameras import Cameras
+from ....settings.checks import require
+from ...prepared import DataError
+from ...sequence import Sequence
 from . import images
 from .lenses import Lens, Unwarper
 
@@ -344,25 +344,3 @@ def merged(given: Placing, own: Placing, habit: str) -> Placing:
     """What is asked for, else what the data say, else the format's habit (of up)."""
     both = replace(given, **{f.name: getattr(own, f.name) for f in fields(given) if getattr(given, f.name) is None})
     return both if both.up is not None else replace(both, up=habit)
-
-
-def read_ids(file: Path) -> list[str]:
-    """Ids of a list, one a line; empty lines are passed over. Raises DataError for an id that is there twice."""
-    try:
-        ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read, expected one id a line ({error})") from error
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise DataError(f"{file}: id {twice!r} is there more than once, expected each once")
-    return ids
-
-
-def with_test_ids(scenes: list[Scene], file: Path) -> list[Scene]:
-    """Scenes of which those listed in `file` are for testing and all others for training. Raises DataError where a
-    listed one is not there."""
-    ids = {key_of(i): i for i in read_ids(file)}
-    missing = [i for key, i in ids.items() if key not in {s.key for s in scenes}]
-    if missing:
-        raise DataError(f"{file}: {len(missing)} of {len(ids)} ids are no objects here ({missing[0]!r}), expected all")
-    return [replace(s, split="test" if s.key in ids else "train") for s in scenes]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vader.data.formats.images import (
+from vader.data.formats.shared.images import (
     ORIENTATION,
     Square,
     is_premultiplied,

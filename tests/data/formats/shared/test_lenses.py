@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vader.data.formats.lenses import Lens, Unwarper
+from vader.data.formats.shared.lenses import Lens, Unwarper
 
 K = np.array([[70.0, 0, 41], [0, 72.0, 30.5], [0, 0, 1]])
 LENSES = {

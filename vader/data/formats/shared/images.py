@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from ..prepared import DataError
+from ...prepared import DataError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 120_000_000  # 480 MB as RGBA; the largest cameras have about 100 million
