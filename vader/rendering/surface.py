@@ -24,6 +24,7 @@ from .render import render_rays, render_views
 VIEWS, PIXELS = 96, 96  # silhouettes that carve, and their size
 CONTRARY = 0.15  # share of views that may see through a solid point: thin parts are transparent from some sides
 THINNEST = 0.3  # share of `density_threshold` below which nothing is solid, so that hollows no view sees into stay
+CHUNK = 2**15  # points that are looked at at once, from all views
 GRID = 96  # the carved surface lies in a grid about as fine
 
 
@@ -82,10 +83,13 @@ def _opacity(volume: Tensor, view: DataConfig, num_samples: int, fine: int, poin
     views at least, (p,)."""
     cameras = spread_orbit(VIEWS, view, PIXELS).to(volume.device)
     occupancy = render_views(volume[None].float(), cameras, num_samples, normals=False)["occupancy"][0]
-    pixels = cameras.project(voxel_centres(fine, volume.device)[points])  # (v, p, 2)
-    grid = (2 * pixels / PIXELS - 1)[:, None]
-    seen = F.grid_sample(occupancy[:, None], grid, align_corners=False)[:, 0, 0]  # (v, p)
-    return seen.kthvalue(1 + int(CONTRARY * VIEWS), dim=0).values
+    centres, lowest = voxel_centres(fine, volume.device), 1 + int(CONTRARY * VIEWS)
+    opacity = []
+    for chunk in points.split(CHUNK):
+        grid = (2 * cameras.project(centres[chunk]) / PIXELS - 1)[:, None]  # (v, 1, p, 2)
+        seen = F.grid_sample(occupancy[:, None], grid, align_corners=False)[:, 0, 0]  # (v, p)
+        opacity.append(seen.kthvalue(lowest, dim=0).values)
+    return torch.cat(opacity)
 
 
 @torch.no_grad()
