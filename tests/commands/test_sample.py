@@ -52,7 +52,7 @@ def _of_the_store(store, monkeypatch, tmp_path):
     def experiment(profile, name, original=sample.experiment):
         return known[name] if name in known and profile == "laptop" else original(profile, name)
 
-    monkeypatch.setattr(sample, "experiment", experiment)
+    monkeypatch.setattr(sample, "experiment_named", experiment)
     monkeypatch.setattr("vader.generation.model.experiment", experiment)
 
 
