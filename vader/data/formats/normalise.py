@@ -113,9 +113,8 @@ def hull_iou(cameras: Cameras, masks: Tensor, views: list[int] | None = None) ->
 
 def merged(given: Placing, own: Placing, habit: str) -> Placing:
     """What is asked for, else what the data say, else the format's habit (of up)."""
-    both = dataclasses.replace(
-        given, **{f.name: getattr(own, f.name) for f in dataclasses.fields(given) if getattr(given, f.name) is None}
-    )
+    names = [f.name for f in dataclasses.fields(Placing) if getattr(given, f.name) is None]
+    both = dataclasses.replace(given, **{name: getattr(own, name) for name in names})
     return both if both.up is not None else dataclasses.replace(both, up=habit)
 
 
