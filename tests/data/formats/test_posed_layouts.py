@@ -305,3 +305,11 @@ def test_a_folder_of_nothing_lists_what_was_looked_for(tmp_path):
         scan(tmp_path, "colmep")
     with pytest.raises(ConfigError, match="fit is 'stretch', expected one of"):
         Options(fit="stretch")
+
+
+def test_a_format_is_found_among_very_many_folders(table, tmp_path):
+    for i in range(3000):
+        (tmp_path / "train" / f"{i:04d}" / "rgb").mkdir(parents=True)
+        if i % 50:
+            (tmp_path / "train" / f"{i:04d}" / "pose").mkdir()
+    assert detect(tmp_path)[0] == "srn" and len(scan(tmp_path, "srn")) == 2940

@@ -28,7 +28,7 @@ from ...settings.checks import ConfigError, nearest
 from ..prepared import DataError
 from ..sequence import Sequence
 from ..video import Video
-from .shared.scenes import Options, Placing, Scene, View, merged, require_folder
+from .shared.scenes import Options, Placing, Scene, View, require_folder
 
 __all__ = ["FORMATS", "Options", "Placing", "Scene", "View", "detect", "format_named", "read", "read_all", "scan"]
 
@@ -64,7 +64,7 @@ def scan(folder: Path, name: str | None = None) -> list[Scene]:
 
 def read(scene: Scene, options: Options) -> Sequence | Video:
     """One object, in the cube if it has cameras. Raises DataError for an object that cannot be used."""
-    from .shared.normalise import normalised
+    from .shared.normalise import merged, normalised
 
     module = format_named(scene.format)
     item = module.read(scene, options)

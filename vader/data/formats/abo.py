@@ -26,7 +26,7 @@ import numpy as np
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
 from .shared.images import natural, picture_files
-from .shared.scenes import LOOKED_AT, Options, Placing, Scene, View, assemble, folders, key_of, rigid
+from .shared.scenes import Options, Placing, Scene, View, assemble, folders, key_of, rigid, sampled
 from .srn import number_of
 
 SIGNS = "abo-benchmark-material: <id>/metadata.json with <id>/render/<lighting>/ and segmentation/"
@@ -36,7 +36,7 @@ OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def find(folder: Path) -> str | None:
-    return next((f"{f} has metadata.json and render/" for f in folders(folder, LOOKED_AT) if _is_model(f)), None)
+    return next((f"{f} has metadata.json and render/" for f in sampled(folder) if _is_model(f)), None)
 
 
 def scan(folder: Path) -> list[Scene]:

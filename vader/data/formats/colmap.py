@@ -24,7 +24,7 @@ from ..prepared import DataError
 from ..sequence import Sequence
 from .shared.images import natural, picture_files
 from .shared.lenses import Lens
-from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes
+from .shared.scenes import Options, Scene, View, assemble, folders, inside, make_scenes, sampled
 
 SIGNS = "folders with sparse/0/cameras.bin and images.bin (or .txt), and images/"
 UP = "cameras"
@@ -94,7 +94,7 @@ class Image:
 
 
 def find(folder: Path) -> str | None:
-    return next((f"{f} has a COLMAP model" for f in folders(folder, LOOKED_AT) if _is_object(f)), None)
+    return next((f"{f} has a COLMAP model" for f in sampled(folder) if _is_object(f)), None)
 
 
 def scan(folder: Path) -> list[Scene]:

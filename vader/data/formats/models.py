@@ -19,7 +19,7 @@ from ..prepared import DataError
 from ..sequence import Sequence
 from .gltf import Glb, Surface, to_linear, to_srgb
 from .shared.normalise import up_rotation
-from .shared.scenes import LOOKED_AT, Options, Scene, folders, make_scenes
+from .shared.scenes import Options, Scene, folders, make_scenes, sampled
 from .wavefront import MAX_TRIANGLES, FolderFiles, Part, read_obj
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ COLOURED = 1e-3  # difference of colours that are not the same
 
 
 def find(folder: Path) -> str | None:
-    return next((f"{file} is a 3D model" for f in folders(folder, LOOKED_AT) for file in _models(f)), None)
+    return next((f"{file} is a 3D model" for f in sampled(folder) for file in _models(f)), None)
 
 
 def scan(folder: Path) -> list[Scene]:

@@ -19,14 +19,14 @@ import numpy as np
 from ..prepared import DataError
 from ..sequence import Sequence
 from .shared.images import open_picture, picture_files
-from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, make_scenes, rigid
+from .shared.scenes import Options, Scene, View, assemble, folders, make_scenes, rigid, sampled
 
 SIGNS = "folders with rgb/*.png, pose/*.txt and intrinsics.txt"
 UP = "y"
 
 
 def find(folder: Path) -> str | None:
-    return next((f"{f} has rgb/ and pose/" for f in folders(folder, LOOKED_AT) if _is_object(f)), None)
+    return next((f"{f} has rgb/ and pose/" for f in sampled(folder) if _is_object(f)), None)
 
 
 def scan(folder: Path) -> list[Scene]:

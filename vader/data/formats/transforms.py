@@ -25,7 +25,7 @@ from ..prepared import DataError, read_json
 from ..sequence import Sequence
 from .shared.images import SUFFIXES
 from .shared.lenses import Lens
-from .shared.scenes import LOOKED_AT, Options, Scene, View, assemble, folders, inside, make_scenes, rigid
+from .shared.scenes import Options, Scene, View, assemble, folders, inside, make_scenes, rigid, sampled
 
 SIGNS = "folders with transforms.json, or transforms_train.json and its kin"
 UP = "z"
@@ -39,7 +39,7 @@ DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
 def find(folder: Path) -> str | None:
-    return next((f"{file} is there" for f in folders(folder, LOOKED_AT) if (file := _file(f))), None)
+    return next((f"{file} is there" for f in sampled(folder) if (file := _file(f))), None)
 
 
 def scan(folder: Path) -> list[Scene]:

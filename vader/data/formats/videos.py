@@ -21,7 +21,7 @@ import torch
 from ..prepared import DataError
 from ..video import Video
 from .shared import images
-from .shared.scenes import LOOKED_AT, Options, Scene, folders, make_scenes, spread
+from .shared.scenes import Options, Scene, folders, make_scenes, sampled, spread
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SIGNS = f"video files ({', '.join(SUFFIXES)}), or folders of pictures"
@@ -183,7 +183,7 @@ def squared(frame: np.ndarray, mask: np.ndarray, fit: str, resolution: int) -> t
 
 
 def find(folder: Path) -> str | None:
-    for place in folders(folder, LOOKED_AT):
+    for place in sampled(folder):
         if files := _videos(place):
             return f"{files[0]} is a video"
         if place.name not in MASKS and len(images.picture_files(place)) > 1:

@@ -111,6 +111,13 @@ def hull_iou(cameras: Cameras, masks: Tensor, views: list[int] | None = None) ->
 # ---------------------------------------------------------------------------------------- placing
 
 
+def merged(given: Placing, own: Placing, habit: str) -> Placing:
+    """What is asked for, else what the data say, else the format's habit (of up)."""
+    names = [f.name for f in dataclasses.fields(Placing) if getattr(given, f.name) is None]
+    both = dataclasses.replace(given, **{name: getattr(own, name) for name in names})
+    return both if both.up is not None else dataclasses.replace(both, up=habit)
+
+
 def normalised(sequence: Sequence, placing: Placing, where: str) -> Sequence:
     """The Sequence with its object in the cube: largest half side HALF_EXTENT, at most SPHERE_RADIUS from the origin.
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from .lenses import Lens, Unwarper
 BACKGROUNDS = ("black", "white")
 UPS = ("cameras", "x", "-x", "y", "-y", "z", "-z")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "val": "test", "valid": "test"}
-LOOKED_AT = 4000  # entries of folders that finding out a format looks at
+LOOKED_AT, BRANCHES = 2000, 16  # finding out a format: folders that are looked at, and of one folder
 SHOWN = 3  # reasons in an error message
 
 
@@ -152,22 +154,29 @@ def key_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-") or "_0"
 
 
-def folders(root: Path, limit: int | None = None) -> Iterator[Path]:
-    """`root` and the folders below it, breadth first and sorted, without hidden ones. limit: entries looked at."""
-    queue, looked = [root], 0
-    for folder in queue:
+def folders(root: Path) -> Iterator[Path]:
+    """`root` and the folders below it, breadth first and sorted, without hidden ones."""
+    queue = deque([root])
+    while queue:
+        folder = queue.popleft()
         yield folder
-        with os.scandir(folder) as entries:
-            found = []
-            for entry in entries:
-                looked += 1
-                if entry.is_dir() and not entry.name.startswith("."):
-                    found.append(Path(entry.path))
-                if limit is not None and looked > limit:
-                    break
-        queue.extend(sorted(found))
-        if limit is not None and looked > limit:
-            return
+        queue.extend(sorted(_subfolders(folder)))
+
+
+def sampled(root: Path) -> Iterator[Path]:
+    """As `folders`, but few of them, for finding out a format: the first of each folder, however many it holds."""
+    queue, count = deque([root]), 0
+    while queue and count < LOOKED_AT:
+        folder, count = queue.popleft(), count + 1
+        yield folder
+        queue.extend(sorted(islice(_subfolders(folder), 10 * BRANCHES))[:BRANCHES])
+
+
+def _subfolders(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield Path(entry.path)
 
 
 def require_folder(folder: Path) -> Path:
@@ -338,9 +347,3 @@ class _Developer:
         if self.unwarper is None or self.unwarper[0] != name:
             self.unwarper = (name, Unwarper.of(lens, k, h, w))
         return self.unwarper[1]
-
-
-def merged(given: Placing, own: Placing, habit: str) -> Placing:
-    """What is asked for, else what the data say, else the format's habit (of up)."""
-    both = replace(given, **{f.name: getattr(own, f.name) for f in fields(given) if getattr(given, f.name) is None})
-    return both if both.up is not None else replace(both, up=habit)
