@@ -201,7 +201,7 @@ def tiny(write_catalogue, tmp_path, monkeypatch):
     for module in (prepared, furniture, command):
         monkeypatch.setattr(module, "EMBEDDED", place.parent)
     monkeypatch.setattr(
-        command, "experiment", lambda *_: dataclasses.replace(experiment("smoke", config.name), data=config)
+        command, "experiment_named", lambda *_: dataclasses.replace(experiment("smoke", config.name), data=config)
     )
     return ["data", "furniture_chairs", "--source", str(source), "--workers", "1"]
 
@@ -219,9 +219,9 @@ def test_a_set_that_is_rendered_anew_is_compared_with_the_embedded_one(tiny, cap
 
 
 def test_a_set_of_other_settings_is_said_to_be_another_one(tiny, capsys, monkeypatch):
-    config = command.experiment("smoke", "x").data
+    config = command.experiment_named("smoke", "x").data
     other = dataclasses.replace(experiment("smoke", config.name), data=dataclasses.replace(config, resolution=11))
-    monkeypatch.setattr(command, "experiment", lambda *_: other)
+    monkeypatch.setattr(command, "experiment_named", lambda *_: other)
     assert vader(tiny) == 0
     assert "other settings or models than those of the set that comes with the package" in capsys.readouterr().out
 
