@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import contest, full_size, renderer, sampler, shards, training
@@ -17,6 +18,7 @@ from vader.data import load_shards
 from vader.settings.profiles import experiment
 from vader.settings.table5 import PAPER
 from vader.store.runs import RunError
+from vader.store.weights import vgg_layers, vgg_relu_indices
 from vader.studies.scaling import Steps
 
 CPU = torch.device("cpu")
@@ -89,6 +91,10 @@ def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):
     config = shared_experiment(microbatches=1)
     for quantity in training.loop_share(config, seconds=0.3, checkpoint_seconds=0.1):
         assert 0 < quantity.value < 1
+    random_vgg = vgg_layers("vgg16")[: vgg_relu_indices("vgg16")[-1] + 1]  # as fast as trained ones, and always there
+    for parameter in random_vgg.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    monkeypatch.setattr("vader.autodecoder.losses.vgg_features", lambda network: random_vgg.requires_grad_(False))
     rows = training.views((16,), repeats=1, resolution=32)
     assert faults_of_benchmark({"rows": rows}) == []
 

@@ -81,7 +81,7 @@ def test_a_still_shows_four_views_depth_and_normals(thing):
 def agreement(vertices: np.ndarray, faces: np.ndarray, thing: VolumeObject, cameras: Cameras) -> float:
     """IoU of the silhouettes that VTK draws of a mesh and that we render of the object, over all views."""
     with MeshRenderer([Part("mesh", np.asarray(vertices, float), np.asarray(faces), np.ones(3))]) as renderer:
-        mesh = renderer.render(cameras)[1] > 127
+        mesh = renderer.render(cameras, 4)[1] > 127  # coverage, which one sample a pixel would not tell
     seen = thing.render(cameras)["occupancy"] > 0.5
     return ((mesh & seen).sum() / (mesh | seen).sum()).item()
 

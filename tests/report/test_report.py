@@ -418,7 +418,7 @@ def test_a_ratio_is_decided_by_its_interval(ratio, verdict):
 
 
 def test_claims_together_are_those_one_by_one(capsys):
-    together, single = Report("table1", "smoke", 0), Report("table1", "smoke", 0)
+    together, single = (Report("figure2", "smoke", 0, "people_heads") for _ in range(2))
     together.claim_each({"a": ("A", "Tab. 1", ("holds", "1 against 2"))}, "balls, profile smoke")
-    single.claim("table1.a", "A", where="Tab. 1", verdict="holds", evidence="1 against 2; balls, profile smoke")
+    single.claim("figure2.a", "A", where="Tab. 1", verdict="holds", evidence="1 against 2; balls, profile smoke")
     assert together.claims == single.claims and capsys.readouterr().out == "a: holds; 1 against 2\n"

@@ -56,7 +56,8 @@ class Report:
     def claim_each(self, asked: Mapping[str, tuple[str, str, tuple[str, str]]], of: str) -> None:
         """Add and print claims {what: (text, where, (verdict, evidence))}; of: data and profile, for the evidence."""
         for name, (text, where, (verdict, evidence)) in asked.items():
-            self.claim(f"{self.notebook}.{name}", text, where=where, verdict=verdict, evidence=f"{evidence}; {of}")
+            id = f"{self.notebook.partition('-')[0]}.{name}"  # the same on whatever data
+            self.claim(id, text, where=where, verdict=verdict, evidence=f"{evidence}; {of}")
             print(f"{name}: {verdict}; {evidence}")
 
     def used(self, what: Run | Any) -> None:
