@@ -15,9 +15,10 @@ Commands: `vader report table1 --profile laptop -p data=furniture` runs a notebo
 `reports/`, `… refresh table1` renews the outputs stored in it, `… claims` collects the claims.
 """
 
+from .claims import decide, decide_ratio, seed_interval
 from .contract import ReportError, validate
 from .notebook import ParameterError, begin, check_parameters
-from .report import Report, decide, decide_ratio, load, read_reports, seed_interval
+from .report import Report, load, read_reports
 from .tables import frame, table
 
 __all__ = [

@@ -1,18 +1,50 @@
-"""The ledger of the paper's claims, with the verdict of each profile."""
+"""The claims of the paper: the rules that decide them, and the ledger of all verdicts."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..store.files import write_json
 from ..store.paths import reports_dir
-from .contract import VERDICTS
+from .contract import VERDICTS, ReportError
 from .page import STYLE, write_page
 from .report import read_reports
+
+
+def decide(difference: float, low: float, high: float) -> str:
+    """The verdict on 'the difference is positive', given its interval: 'holds' and 'fails' only where that excludes 0.
+
+    For a ratio, give logarithms. Raises ReportError unless the numbers are finite and low <= high.
+    """
+    if not (all(map(math.isfinite, (difference, low, high))) and low <= high):
+        raise ReportError(f"difference {difference:g} with interval [{low:g}, {high:g}], expected finite low <= high")
+    return "holds" if difference > 0 and low > 0 else "fails" if difference < 0 and high < 0 else "inconclusive"
+
+
+def decide_ratio(ratio: float, low: float, high: float) -> str:
+    """The verdict on 'the ratio is below 1'. An interval that reaches 0, which no ratio can, decides nothing."""
+    return decide(-math.log(ratio), -math.log(high), -math.log(low)) if low > 0 else "inconclusive"
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of the results of independent seeds and its Student t interval, (mean, low, high).
+
+    Raises ReportError for fewer than two results.
+    """
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        raise ReportError(f"an interval over seeds needs at least 2 results, got {n}")
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
+    return mean, mean - reach, mean + reach
 
 
 def write_claims() -> list[Path]:
