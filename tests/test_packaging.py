@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -96,18 +97,38 @@ def test_the_citation_names_the_paper_and_this_software_apart():
 
 
 def test_ci_runs_the_commands_of_the_readme(tmp_path):
-    """With programs that only print what they were asked, `.ci/run` shows README's own command in another folder."""
+    """With programs that only print what they were asked, `.ci/run` shows README's own command in another folder, and
+    that it has no weights but the package's own."""
     make_venv = '[ "$2" != venv ] || { mkdir -p "$3/bin"; : > "$3/bin/activate"; }'
     for program in ("python3", "pip", "python"):
-        (tmp_path / program).write_text(f'#!/bin/sh\necho "{program} $*"\n{make_venv}\n')
+        (tmp_path / program).write_text(f'#!/bin/sh\necho "{program} $*$VADER_WEIGHTS"\n{make_venv}\n')
         (tmp_path / program).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "VADER_WEIGHTS": "/elsewhere"}
     result = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     block = re.search(r"<!-- ci -->\n```bash\n(.*?)```", README, flags=re.S)[1]
     asked = [part.strip() for part in block.split("&&") if not part.strip().startswith(". ")]
     shown = re.sub(r"\S+/venv\b", ".venv", result.stdout).splitlines()
     assert shown == [re.sub(r'"', "", part) for part in asked]
+
+
+@pytest.mark.parametrize(
+    ("cores", "arguments", "workers"),
+    [
+        (2, ["tests", "notebooks"], 2),
+        (64, ["tests"], 8),
+        (1, ["tests"], 0),
+        (2, ["tests/test_packaging.py", "notebooks/tour.ipynb"], 0),
+        (2, ["tests/test_packaging.py::test_of_it"], 0),
+    ],
+)
+def test_folders_are_tested_by_a_worker_a_core_and_files_in_this_process(
+    pytestconfig, monkeypatch, cores, arguments, workers
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    plugin = pytestconfig.pluginmanager.getplugin(str(ROOT / "conftest.py"))
+    assert plugin.pytest_xdist_auto_num_workers(SimpleNamespace(args=arguments)) == workers
 
 
 HEAVY = (

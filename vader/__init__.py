@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .generation.model import Model
+    from .report.viewer import View
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["load", "view"]
 
 
 def load(name: str, profile: str = "laptop", seed: int = 0, device: str = "auto", train: bool = False) -> Model:
@@ -21,3 +23,10 @@ def load(name: str, profile: str = "laptop", seed: int = 0, device: str = "auto"
     from .generation.model import load as load_model
 
     return load_model(name, profile, seed, device, train)
+
+
+def view(objects: Sequence[Any], title: str = "Objects", height: int = 640) -> View:
+    """Objects in a viewer that turns, shown by JupyterLab where a cell ends with it (`vader.report.viewer.view`)."""
+    from .report.viewer import view as show
+
+    return show(objects, title, height)

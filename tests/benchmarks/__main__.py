@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
+from vader.report.png import figure_png
 from vader.settings.table5 import PAPER
-from vader.store.files import write_json
+from vader.store.files import write_file, write_json
 from vader.store.paths import reports_dir
 from vader.store.provenance import device_name, environment
 from vader.store.runs import utc_now
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     file = reports_dir() / f"benchmarks.{kind}.json"
     write_json(file, report)
     title = f"{device_name(device)}, {options.threads} threads" if kind == "cpu" else device_name(device)
-    plot(curves, title).savefig(file.with_suffix(".png"), dpi=100, metadata={"Software": None})
+    write_file(file.with_suffix(".png"), figure_png(plot(curves, title)))
     print(file)
     return 0
 

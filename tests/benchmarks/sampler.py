@@ -171,8 +171,8 @@ def paper_size(device: torch.device) -> list[Quantity]:
 
 
 def effect_of_precision(device: torch.device) -> list[Quantity]:
-    """KD of the laptop profile's procedural chairs, sampled with the network in bfloat16 and in float32."""
-    config = experiment("laptop", "procedural_chairs").replace(evaluation=dict(sampling_seeds=(0,)))
+    """KD of the laptop profile's furniture chairs, sampled with the network in bfloat16 and in float32."""
+    config = experiment("laptop", "furniture_chairs").replace(evaluation=dict(sampling_seeds=(0,)))
     models = load_models(config, prepare(config.data), device.type)
     real = real_features(models.data, config.evaluation)
     found = []
@@ -180,7 +180,7 @@ def effect_of_precision(device: torch.device) -> list[Quantity]:
         chosen = dataclasses.replace(models, config=config.replace(diffusion=dict(precision=precision)))
         rows = distance_rows(sample_features(chosen, chosen.ours(), precision), real, config.evaluation)
         [kd] = [row["value"] for row in rows if row["metric"] == "kd"]
-        work = f"{config.evaluation.num_samples} procedural chairs, laptop, seed 0, {precision}"
+        work = f"{config.evaluation.num_samples} furniture chairs, laptop, seed 0, {precision}"
         found.append(Quantity("sampler", work, "kd x 10^3", kd))
     return found
 

@@ -49,11 +49,11 @@ def _of_the_store(store, monkeypatch, tmp_path):
     monkeypatch.setattr(surface, "GRID", 16)
     known = store[1]
 
-    def experiment(profile, name, original=sample.experiment):
+    def experiment(profile, name, original=sample.experiment_named):
         return known[name] if name in known and profile == "laptop" else original(profile, name)
 
-    monkeypatch.setattr(sample, "experiment", experiment)
-    monkeypatch.setattr("vader.generation.model.experiment", experiment)
+    monkeypatch.setattr(sample, "experiment_named", experiment)
+    monkeypatch.setattr("vader.generation.model.experiment_named", experiment)
 
 
 def opaque(monkeypatch) -> None:

@@ -110,17 +110,34 @@ def test_the_pixel_checksum_is_of_all_pixels_in_order(prepared):
     assert prepared.pixel_checksum == hashlib.sha256(lines.encode()).hexdigest()
 
 
-def test_a_difference_of_pixels_is_reported_with_its_size(prepared):
+def changed(prepared, images):
+    """The set with other pictures of its second object."""
+    other = dataclasses.replace(prepared[1], images=images)
+    sequences = (prepared[0], other, *prepared.sequences[2:])
+    return dataclasses.replace(prepared, sequences=sequences, pixel_checksum="another")
+
+
+def test_last_bits_of_pixels_are_reported_with_their_size(prepared):
     record = json.loads(json.dumps(prepared.pixel_record()))
     assert prepared.compare_pixels(record) is None
-    darker = dataclasses.replace(prepared[1], images=prepared[1].images // 2)
-    other = dataclasses.replace(
-        prepared, sequences=(prepared[0], darker, *prepared.sequences[2:]), pixel_checksum="another"
-    )
-    change = (prepared[1].images.float().mean((0, 1, 2)) - darker.images.float().mean((0, 1, 2))).max().item()
-    message = other.compare_pixels(record)
+    images = prepared[1].images.clone()
+    images[0, 0, 0, 0] ^= 1
+    message = changed(prepared, images).compare_pixels(record)
+    change = 1 / (3 * 5 * 5)
     assert f"at most {change:.3g} (object 'toy-1')" in message and f"{change / 4:.3g} of 255 on average" in message
-    assert "4 objects" in dataclasses.replace(other, sequences=other.sequences[:2]).compare_pixels(record)
+
+
+def test_pixels_that_differ_by_more_than_rasterisers_do_are_refused(prepared):
+    record = json.loads(json.dumps(prepared.pixel_record()))
+    images = prepared[1].images - (prepared[1].images > 127).byte()
+    size = (prepared[1].images.float() - images.float()).mean((0, 1, 2)).max().item()
+    with pytest.raises(
+        DataError, match=rf"pixels differ from those that the run saw: .* at most {size:.3g} .object 'toy-1'"
+    ):
+        changed(prepared, images).compare_pixels(record)
+    fewer = dataclasses.replace(prepared, sequences=prepared.sequences[:2], pixel_checksum="another")
+    with pytest.raises(DataError, match="its 2 objects are not the 4 that the run saw"):
+        fewer.compare_pixels(record)
 
 
 def test_an_object_another_process_wrote_first_is_left_alone(folder):

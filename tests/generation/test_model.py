@@ -71,7 +71,7 @@ def test_a_model_is_found_without_its_data(config, model, monkeypatch):
 
 
 def test_the_public_entry_takes_names_and_loads_nothing_before(store, monkeypatch):
-    monkeypatch.setattr("vader.generation.model.experiment", lambda profile, name: store[1][name])
+    monkeypatch.setattr("vader.generation.model.experiment_named", lambda profile, name: store[1][name])
     assert vader.load("procedural_chairs", "smoke", device="cpu").sample(1)[0].name == "procedural_chairs-seed0-000"
     script = "import sys, vader; vader.load; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

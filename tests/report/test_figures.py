@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import torch
 from IPython.core.formatters import DisplayFormatter
 
-from vader.report.figures import image_rows, show_as_png
+from vader.report.figures import image_rows
+from vader.report.png import show_as_png
 
 
 def test_a_figure_shows_as_png_in_a_shell_without_pyplot():

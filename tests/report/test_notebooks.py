@@ -5,6 +5,8 @@ The notebooks themselves are run by `pytest --nbval notebooks`.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -18,9 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from vader.report import notebook as module
 from vader.report.notebook import ParameterError, check_parameters, machine_paths, parameters_of, parse_value
+
+from .pages import asked_for, faults_of_page
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -68,6 +73,14 @@ def test_what_a_notebook_begins_with_is_checked_and_named():
     assert (report.notebook, report.profile, report.seed) == ("small", "smoke", 0)
     with pytest.raises(ParameterError, match="parameter 'sede' is unknown"):
         module.begin("small", {**GOOD, "sede": 1}, **KNOWN)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_is_small_and_so_are_its_pictures(file):
+    assert file.stat().st_size <= 250_000, f"{file.name} has {file.stat().st_size:,} bytes"
+    outputs = [o for cell in nbformat.read(file, as_version=4).cells for o in cell.get("outputs", [])]
+    pictures = [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    assert all(Image.open(io.BytesIO(picture)).width <= module.STORED["max_width"] for picture in pictures)
 
 
 # --------------------------------------------------------------------------------------------------- parameters
@@ -152,7 +165,8 @@ def workplace(tmp_path, monkeypatch) -> Path:
         "report.row(system='ours', dataset='x', metric='psnr', value=30.5 + seed, std=0.1, n=3, source='measured')\n"
         "report.save().name"
     )
-    nbformat.write(notebook_of(PARAMETERS, CHECK, report, "report.table()"), tmp_path / "small.ipynb")
+    drawn = "from matplotlib.figure import Figure\nfigure = Figure()\nreport.picture('drawn', figure)\nfigure"
+    nbformat.write(notebook_of(PARAMETERS, CHECK, report, "report.table()", drawn), tmp_path / "small.ipynb")
     return tmp_path
 
 
@@ -161,9 +175,12 @@ def test_run_leaves_a_report_and_a_page_that_needs_no_network(workplace):
     assert [file.name for file in files] == [f"small-furniture.laptop.{kind}" for kind in ("ipynb", "html", "json")]
     report = json.loads(files[2].read_text())
     assert report["rows"][0]["value"] == 32.5 and report["seed"] == 2 and report["profile"] == "laptop"
-    page = files[1].read_text()
+    page = files[1].read_text(encoding="utf-8")
     assert "32.5 ± 0.1" in page and "measured, laptop profile" in page
-    assert not re.search(r"""(src|href)=["']?(https?:)?//|import\(|@import|url\(["']?https?:""", page)
+    assert asked_for(page) == ["style.css", "small-furniture.laptop.drawn.png"], (
+        "a saved picture that is shown is linked"
+    )
+    assert faults_of_page(files[1]) == [] and files[1].stat().st_size < 150_000
 
 
 def test_run_refuses_before_it_starts_a_kernel(workplace, monkeypatch):
@@ -199,7 +216,9 @@ def test_papermill_itself_fails_on_an_unknown_parameter(workplace):
 def test_refresh_renews_outputs_and_drops_what_varies(workplace):
     notebook = nbformat.read(module.refresh("small"), as_version=4)
     assert notebook.cells[3].outputs[0]["data"]["text/plain"] == "'small.smoke.json'"
-    assert [cell.get("execution_count") for cell in notebook.cells] == [None, 1, 2, 3, 4]
+    assert [cell.get("execution_count") for cell in notebook.cells] == [None, 1, 2, 3, 4, 5]
+    picture = Image.open(io.BytesIO(base64.b64decode(notebook.cells[5].outputs[0]["data"]["image/png"])))
+    assert picture.mode == "P" and picture.width <= module.STORED["max_width"]
     assert notebook.cells[1].metadata == {"tags": ["parameters"]} and notebook.cells[2].metadata == {}
     assert not (workplace / "reports").exists(), "a refresh leaves no report"
 

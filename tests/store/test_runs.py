@@ -250,16 +250,23 @@ def test_a_name_that_is_no_file_name_is_refused(name):
 
 
 class Pixels:
+    def __init__(self, large: bool = False) -> None:
+        self.large = large
+
     def compare_pixels(self, record: dict) -> str | None:
-        return None if record == {"checksum": "a"} else "levels differ by 0.3 of 255"
+        if self.large:
+            raise ValueError("levels differ by 0.3 of 255")
+        return None if record == {"checksum": "a"} else "levels differ by 0.003 of 255"
 
 
-def test_other_pixels_are_reported_with_their_size_and_are_no_error(recwarn):
+def test_pixels_that_differ_a_little_are_reported_and_others_are_an_error(recwarn):
     run = runs.get("chairs", SETTINGS, train, Pixels())
     assert not recwarn.list
     write_json(run.folder / "record.json", {**run.record, "pixels": {"checksum": "b"}})
-    with pytest.warns(UserWarning, match=r"chairs-\w{12}: levels differ by 0.3 of 255"):
+    with pytest.warns(UserWarning, match=r"chairs-\w{12}: levels differ by 0.003 of 255"):
         runs.get("chairs", SETTINGS, never, Pixels())
+    with pytest.raises(RunError, match=r"chairs-\w{12}: levels differ by 0.3 of 255"):
+        runs.get("chairs", SETTINGS, never, Pixels(large=True))
 
 
 def test_a_committed_run_is_found_where_there_is_no_own_one(store, capsys):

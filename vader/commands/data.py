@@ -9,14 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import READERS, prepare
+from ..data import READERS, load_set, prepare
+from ..data.formats import FORMATS
 from ..data.formats.sweethome3d import read_catalogues
-from ..data.prepared import SequenceSet
+from ..data.preparation import pack_set
+from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
+from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
 from ..data.video import Video
+from ..report.png import fine_png
 from ..settings.checks import require
-from ..settings.profiles import experiment
+from ..settings.experiment import DataConfig
+from ..store.files import write_file
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -27,11 +32,39 @@ def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
     return torch.cat([torch.cat(images[i : i + columns], 1) for i in range(0, len(images), columns)])
 
 
+def beside_embedded(data: SequenceSet) -> str | None:
+    """How a set agrees with the one of its name that comes with the package, if there is one.
+
+    Raises DataError where the pixels differ by more than rasterisers do.
+    """
+    if data.embedded:
+        return "this set comes with the package, nothing was rendered"
+    for manifest in EMBEDDED.glob(f"{data.name}-*/manifest.json"):
+        embedded = load_set(manifest.parent)
+        if embedded.digest != data.digest:
+            return f"other settings or models than those of the set that comes with the package ({embedded.digest})"
+        difference = data.compare_pixels(embedded.pixel_record(), "come with the package")
+        return difference or "all pixels are equal to those of the set that comes with the package"
+    return None
+
+
+def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet:
+    if given.own_name:
+        return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers)
+    folder = given.name not in READERS and Path(given.name).is_dir()
+    require(not folder, f"{given.name} is a folder; expected --name, which says what the set made of it is called")
+    names = ("source", "workers", "objects_per_shard")
+    options = {name: value for name in names if (value := getattr(given, name)) is not None}
+    return prepare(experiment_named(given.profile, given.name).data, **options)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vader data", description="Prepare a data set once: rendered or read, then it loads."
     )
-    parser.add_argument("name", help=f"one of {', '.join(READERS)}")
+    parser.add_argument("name", help=f"one of {', '.join(READERS)}; or a folder of your own data, with --name")
+    parser.add_argument("--name", dest="own_name", metavar="NAME", help="what to call the set made of a folder")
+    parser.add_argument("--format", choices=FORMATS, help="of the folder (default: found out by looking)")
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
         "--source",
@@ -46,21 +79,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"
     )
+    parser.add_argument(
+        "--pack", metavar="FOLDER", type=Path, help="also write the set small, as those that come with the package"
+    )
     given = parser.parse_args(arguments)
     if given.attribution:
         require(given.name in NAMES, f"--attribution is for {' and '.join(NAMES)}, not for {given.name!r}")
-        given.attribution.write_text(attribution_page(read_catalogues(given.source)), encoding="utf-8")
+        given.attribution.write_text(
+            attribution_page(read_catalogues(given.source), *map(DataConfig, sorted(NAMES))), encoding="utf-8"
+        )
         return 0
-    names = ("source", "workers", "objects_per_shard")
-    options = {name: value for name in names if (value := getattr(given, name)) is not None}
-    data = prepare(experiment(given.profile, given.name).data, **options)
+    data = _prepared(given)
     if isinstance(data, ShardedSet):
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0
     if given.sheet:
-        Image.fromarray(contact_sheet(data).numpy()).save(given.sheet)
+        write_file(Path(given.sheet), fine_png(Image.fromarray(contact_sheet(data).numpy())))
     train, test = len(data.split("train")), len(data.split("test"))
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
     print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    if said := beside_embedded(data):
+        print(said)
+    if given.pack:
+        print(f"packed in {pack_set(data, given.pack).folder}")
     return 0

@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..data.sets.own import experiment_named
 from ..generation.export import VOLUME_UNITS
 from ..generation.model import Model, check_count, check_prompt, load
 from ..generation.objects import ObjectError, VolumeObject
 from ..settings.checks import require
-from ..settings.profiles import experiment
-from ..store.files import RunError, read_json, write_bytes, write_json
+from ..store.files import RunError, read_json, write_file, write_json
 from ..store.provenance import environment
 from ..store.runs import utc_now
 
@@ -69,7 +69,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = options_of(arguments)
-    config = experiment(options.profile, options.model).replace(seed=options.training_seed)
+    config = experiment_named(options.profile, options.model).replace(seed=options.training_seed)
     count = options.count if options.count is not None else 0 if options.reconstruct else 8
     if not options.reconstruct or options.count is not None:
         check_count(count)
@@ -161,7 +161,7 @@ def _save(made: VolumeObject, out: Path, meshes: list[str]) -> list[str]:
         for suffix in MESHES:  # of an earlier object of this name
             (out / f"{made.name}{suffix}").unlink(missing_ok=True)
     for suffix, content in contents.items():
-        write_bytes(out / f"{made.name}{suffix}", content)
+        write_file(out / f"{made.name}{suffix}", content)
     return [f"{made.name}{suffix}" for suffix in contents]
 
 

@@ -14,11 +14,11 @@ from ..baselines.diffrf import diffrf_run
 from ..baselines.diffrf import plan as diffrf_plan
 from ..baselines.rivals import GANS, RIVALS
 from ..data import SequenceSet, ShardedSet, prepare
+from ..data.sets.own import experiment_named
 from ..evaluation import costs
 from ..settings.checks import require
 from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
-from ..settings.profiles import experiment
 from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..training.distributed import Ranks, current, joined, require_several, threads_each
@@ -82,7 +82,7 @@ def _train_baseline(options: argparse.Namespace) -> int:
     alone = options.ranks == 1 and not (options.microbatches or options.partitioned or options.shard)
     require(alone, f"{RIVALS[name]} trains in one process, expected none of --ranks, --microbatches, --shard")
     require(options.stage == "all", f"--stage is for our two stages, expected none with --system {name}")
-    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
     field_config = diffrf(options.profile, options.seed) if name == "diffrf" else None
     if options.dry_run:
         print(diffrf_plan(field_config, config.data.num_objects) if field_config else GANS[name].plan(options.profile))
@@ -103,7 +103,7 @@ def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
     """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
-    config = experiment(options.profile, options.data).replace(seed=options.seed)
+    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
     if options.microbatches or options.partitioned:
         parts = {"microbatches": options.microbatches or 1}
         config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)

@@ -7,10 +7,10 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from ..settings.checks import ConfigError, nearest, require
+from ..settings.checks import nearest, require
 from ..settings.experiment import DataConfig
 from .prepared import DataError, SequenceSet, load_prepared
-from .sequence import SEQUENCES, Sequence, load_set
+from .sequence import PACKED, SEQUENCES, Sequence, load_set
 from .shards import ShardedSet, load_shards
 from .video import VIDEOS, Truth, Video, load_videos, truth_of
 
@@ -33,7 +33,7 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
 
 
 def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
-    """The data set that `config` describes: loaded if it is prepared, rendered first if not.
+    """The data set that `config` describes: loaded if it is prepared or comes with the package, rendered first if not.
 
     options go to the reader: `workers` (processes), `source` (furniture: where the models are; celebv_text: where the
     video files are; people_bodies: where the motion clips are), and `objects_per_shard`, which makes it a sharded set
@@ -42,10 +42,14 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     cannot be used.
     """
     if config.name not in READERS:
+        from .sets import own
+
         known = sorted(READERS)
-        raise ConfigError(
-            f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
+        require(
+            own.is_prepared(config.name) and not options,
+            f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}",
         )
+        return own.prepare(config)
     reader = import_module(f".sets.{READERS[config.name]}", __name__).prepare
     for option in options:
         taken = list(signature(reader).parameters)[1:]
@@ -54,7 +58,7 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
 
 
 def open_set(folder: Path) -> SequenceSet | ShardedSet:
-    """The complete set in a folder: in memory if it is a prepared one, its manifest if it is sharded."""
-    return (
-        load_shards(folder) if (Path(folder) / "manifest.jsonl").is_file() else load_prepared(folder, SEQUENCES, VIDEOS)
-    )
+    """The complete set in a folder: in memory if it is a prepared one, packed or not, its manifest if it is sharded."""
+    if (Path(folder) / "manifest.jsonl").is_file():
+        return load_shards(folder)
+    return load_prepared(folder, SEQUENCES, PACKED, VIDEOS)

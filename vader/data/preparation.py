@@ -29,14 +29,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from ..settings.experiment import DataConfig
-from ..store.files import sync
-from .prepared import DataError, Kind, SequenceSet, data_digest, data_root, load_prepared, write_manifest
-from .sequence import SEQUENCES, Sequence
+from ..store.files import from_plain, sync
+from .prepared import (
+    EMBEDDED,
+    DataError,
+    Kind,
+    SequenceSet,
+    data_digest,
+    data_root,
+    load_prepared,
+    read_json,
+    write_manifest,
+)
+from .sequence import CAMERA_FIELDS, PACKED, SEQUENCES, Sequence, load_packed, load_set
 from .shards import SCHEMA_VERSION as SHARDS_SCHEMA
 from .shards import ShardedSet, load_shards, read_manifest, shard_name
 
@@ -229,16 +240,20 @@ def prepare_set(
     """
     writer = SetWriter(config, sources, root, kind)
     if objects_per_shard is not None:
-        if writer.finished:
-            jobs, render, workers = {s.key: s for s in load_prepared(writer.folder, kind)}, _as_it_is, 1
-        return _prepare_shards(
-            ShardWriter(config, sources, writer.folder.parent, objects_per_shard), jobs, render, workers
-        )
+        shards = ShardWriter(config, sources, writer.folder.parent, objects_per_shard)
+        return shard_set(writer.folder, shards) if writer.finished else _prepare_shards(shards, jobs, render, workers)
     if writer.finished:
         return load_prepared(writer.folder, kind)
     pending = [jobs[key] for key in writer.pending(list(jobs))]
     run_each(partial(_render_and_write, writer, render), pending, workers, config.name, len(jobs))
     return writer.finish(list(jobs))
+
+
+def shard_set(folder: Path, writer: ShardWriter) -> ShardedSet:
+    """The complete prepared set in `folder` as tars, which are written where they are not there yet."""
+    if writer.finished:
+        return load_shards(writer.folder)
+    return _prepare_shards(writer, {s.key: s for s in load_set(folder)}, _as_it_is, 1)
 
 
 def _prepare_shards(
@@ -251,6 +266,34 @@ def _prepare_shards(
     sizes = [len(part) for part in parts]
     run_each(partial(_render_shard, writer, render), shards, workers, writer.config.name, len(jobs), sizes)
     return writer.finish(len(jobs))
+
+
+def pack_set(data: SequenceSet[Sequence], root: Path = EMBEDDED) -> SequenceSet[Sequence]:
+    """A prepared set of Sequences, packed, with its attributions, to `root/<name>-<digest>`.
+
+    Raises DataError where an object that was written is not what it was when it is read back.
+    """
+    manifest = read_json(data.folder / "manifest.json", data.name, ("config", "sources"))
+    writer = SetWriter(from_plain(DataConfig, manifest["config"]), manifest["sources"], root, PACKED)
+    waiting = writer.pending([s.key for s in data])
+    for sequence in data:
+        if sequence.key in waiting:
+            writer.write(sequence)
+        packed = load_packed(writer.object_folder(sequence.key))
+        pairs = zip(_content(sequence), _content(packed), strict=True)
+        if not all(np.array_equal(*pair) for pair in pairs):
+            raise DataError(f"{writer.object_folder(sequence.key)}: object {sequence.key!r} was not packed as it is")
+    if (data.folder / "ATTRIBUTION.md").is_file():
+        shutil.copyfile(data.folder / "ATTRIBUTION.md", writer.folder / "ATTRIBUTION.md")
+    return writer.finish([s.key for s in data])
+
+
+def _content(sequence: Sequence) -> list[np.ndarray]:
+    """What has to come back."""
+    surface = sequence.surface() if sequence.mesh is not None else None
+    cameras = [getattr(sequence.cameras, name) for name in CAMERA_FIELDS]
+    corners = [surface[0][surface[1]]] if surface else []
+    return [np.asarray(x) for x in (sequence.images, sequence.masks, *cameras, *corners)]
 
 
 def run_each(

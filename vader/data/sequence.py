@@ -8,6 +8,14 @@ In a prepared set (`vader.data.prepared`) an object is a folder
     masks/000.png ...  coverage of the object, 0 to 255
     mesh.ply           reference mesh in canonical coordinates, where there is one
 
+and in a packed one (`vader.data.packed`), which is small enough to travel with the code and has the SHA-256 of
+each file in its manifest,
+
+    object.json        as above
+    cameras.xz         world_to_camera and intrinsics of each view, and the size of the images
+    views.webp         images and masks
+    mesh.xz            the triangles of the reference mesh, where there is one
+
 All errors are `DataError`s that name file, object, field and expectation.
 """
 
@@ -25,6 +33,7 @@ from torch import Tensor
 
 from ..rendering.cameras import CameraError, Cameras, sample_orbit
 from ..settings.experiment import DataConfig
+from .packed import read_arrays, read_mesh, read_sheet, write_arrays, write_mesh, write_sheet
 from .prepared import (
     FACTS,
     DataError,
@@ -42,6 +51,8 @@ from .prepared import (
     write_pictures,
 )
 
+CAMERA_FIELDS = ("world_to_camera", "intrinsics")
+
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
@@ -53,7 +64,7 @@ class Sequence:
     cameras: Cameras
     split: str = "train"  # "train" | "test" (held-out object)
     caption: str | None = None
-    mesh: Path | None = None  # in canonical coordinates, opened with trimesh.load
+    mesh: Path | None = None  # in canonical coordinates, see `surface`
     attributes: dict[str, Any] = field(default_factory=dict)  # JSON values: creator, licence, factors, ...
 
     def __len__(self) -> int:
@@ -99,6 +110,16 @@ class Sequence:
             raise DataError(str(error)) from error
         return self
 
+    def surface(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (n, 3) and triangles (f, 3) of the reference mesh, in canonical coordinates.
+
+        Raises DataError where there is none or its file cannot be read, and ImportError where trimesh is needed and
+        not there.
+        """
+        if self.mesh is None:
+            raise DataError(f"object {self.key!r} has no mesh")
+        return _mesh_arrays(self)[:2]
+
     def pixel_checksum(self) -> str:
         """SHA-256 of images and masks."""
         return pixel_checksum(self.images, self.masks)
@@ -121,7 +142,7 @@ def object_cameras(config: DataConfig, key: str) -> Cameras:
 def save_sequence(sequence: Sequence, folder: Path, mesh=None) -> None:
     """Write one object to a new `folder`, which appears complete or not at all.
 
-    mesh: a trimesh.Trimesh to store as mesh.ply; otherwise the file `sequence.mesh` is copied, if any.
+    mesh: a trimesh.Trimesh to store as mesh.ply; otherwise that of `sequence.mesh` is copied, if any.
     Raises DataError where the sequence is invalid or the folder cannot be written.
     """
     sequence.validate()
@@ -141,8 +162,11 @@ def save_sequence(sequence: Sequence, folder: Path, mesh=None) -> None:
         )
         if mesh is not None:
             mesh.export(partial / "mesh.ply")
-        elif sequence.mesh is not None:
+        elif sequence.mesh is not None and sequence.mesh.suffix == ".ply":
             shutil.copyfile(sequence.mesh, partial / "mesh.ply")
+        elif sequence.mesh is not None:
+            vertices, faces, colours = _mesh_arrays(sequence)
+            _trimesh().Trimesh(vertices, faces, vertex_colors=colours, process=False).export(partial / "mesh.ply")
         write_json(partial / "object.json", facts(sequence))
 
 
@@ -150,18 +174,12 @@ def load_sequence(folder: Path) -> Sequence:
     """Read one object back, validated. Raises DataError naming the file, object and field at fault."""
     key = folder.name
     stored = read_json(folder / "object.json", key, FACTS)
-    cameras = read_json(folder / "cameras.json", key, ("height", "width", "world_to_camera", "intrinsics"))
+    cameras = read_json(folder / "cameras.json", key, ("height", "width", *CAMERA_FIELDS))
     try:
-        matrices = {k: torch.tensor(cameras[k], dtype=torch.float32) for k in ("world_to_camera", "intrinsics")}
+        matrices = [torch.tensor(cameras[k], dtype=torch.float32) for k in CAMERA_FIELDS]
     except (ValueError, TypeError) as error:
         raise DataError(f"{folder / 'cameras.json'}: object {key!r}: expected lists of matrices ({error})") from error
-    for name, values in matrices.items():
-        if values.numel() == 0:
-            raise DataError(f"{folder / 'cameras.json'}: object {key!r}: {name} has no views, expected at least one")
-        if values.ndim != 3:
-            shape = tuple(values.shape)
-            raise DataError(f"{folder / 'cameras.json'}: object {key!r}: {name} has shape {shape}, expected matrices")
-    views = Cameras(matrices["world_to_camera"], matrices["intrinsics"], cameras["height"], cameras["width"])
+    views = _cameras(folder / "cameras.json", key, *matrices, cameras["height"], cameras["width"])
     for name in ("images", "masks"):
         count = len(list((folder / name).glob("*.png")))
         if count == 0:
@@ -188,6 +206,74 @@ def load_sequence(folder: Path) -> Sequence:
     ).validate(folder)
 
 
+def _cameras(file: Path, key: str, world_to_camera: Tensor, intrinsics: Tensor, height: int, width: int) -> Cameras:
+    """Those that were read from a file. Raises DataError where there are none."""
+    for name, values in zip(CAMERA_FIELDS, (world_to_camera, intrinsics), strict=True):
+        if values.numel() == 0:
+            raise DataError(f"{file}: object {key!r}: {name} has no views, expected at least one")
+        if values.ndim != 3:
+            raise DataError(f"{file}: object {key!r}: {name} has shape {tuple(values.shape)}, expected matrices")
+    return Cameras(world_to_camera, intrinsics, height, width)
+
+
+# ---------------------------------------------------------------------------------------- one packed object
+
+
+def save_packed(sequence: Sequence, folder: Path, mesh=None) -> None:
+    """`save_sequence`, packed: the triangles of the mesh are kept, in their order, but not the vertices' numbers."""
+    cameras = sequence.validate().cameras
+    with new_folder(folder, sequence.key) as partial:
+        write_sheet(partial / "views.webp", torch.cat([sequence.images, sequence.masks[..., None]], dim=-1).numpy())
+        matrices = {name: getattr(cameras, name).numpy() for name in CAMERA_FIELDS}
+        write_arrays(partial / "cameras.xz", {**matrices, "size": np.array([cameras.height, cameras.width], np.int32)})
+        if mesh is not None:
+            write_mesh(partial / "mesh.xz", mesh.vertices, mesh.faces, mesh.visual.vertex_colors)
+        elif sequence.mesh is not None:
+            write_mesh(partial / "mesh.xz", *_mesh_arrays(sequence))
+        write_json(partial / "object.json", facts(sequence))
+
+
+def load_packed(folder: Path) -> Sequence:
+    """Read one packed object back, validated. Raises DataError naming the file, object and field at fault."""
+    key = folder.name
+    stored = read_json(folder / "object.json", key, FACTS)
+    file, mesh = folder / "cameras.xz", folder / "mesh.xz"
+    world_to_camera, intrinsics, size = read_arrays(file, key, (*CAMERA_FIELDS, "size"))
+    if size.shape != (2,):
+        raise DataError(f"{file}: object {key!r}: size has shape {size.shape}, expected height and width")
+    views = _cameras(file, key, torch.from_numpy(world_to_camera), torch.from_numpy(intrinsics), *size.tolist())
+    pixels = read_sheet(folder / "views.webp", key, len(views), (views.height, views.width))
+    return Sequence(
+        key=stored["key"],
+        images=torch.from_numpy(np.ascontiguousarray(pixels[..., :3])),
+        masks=torch.from_numpy(np.ascontiguousarray(pixels[..., 3])),
+        cameras=views,
+        split=stored["split"],
+        caption=stored["caption"],
+        mesh=mesh if mesh.is_file() else None,
+        attributes=stored["attributes"],
+    ).validate(folder)
+
+
+def _mesh_arrays(sequence: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, triangles and colours of its mesh."""
+    if sequence.mesh.suffix == ".xz":
+        return read_mesh(sequence.mesh, sequence.key)
+    mesh = _trimesh().load(sequence.mesh, process=False)
+    return np.asarray(mesh.vertices), np.asarray(mesh.faces), np.asarray(mesh.visual.vertex_colors)
+
+
+def _trimesh():
+    try:
+        import trimesh
+    except ModuleNotFoundError as error:
+        raise ImportError("reference meshes need trimesh: pip install 'vader[data]'") from error
+    return trimesh
+
+
+# ---------------------------------------------------------------------------------------- sets
+
+
 def _departure(sequence: Sequence, config: DataConfig) -> str | None:
     """How an object departs from its set's settings."""
     views, resolution = config.train_views + config.heldout_views, config.resolution
@@ -199,8 +285,9 @@ def _departure(sequence: Sequence, config: DataConfig) -> str | None:
 
 
 SEQUENCES = Kind("sequences", save_sequence, load_sequence, _departure)
+PACKED = Kind("packed sequences", save_packed, load_packed, _departure, sealed=True)
 
 
 def load_set(folder: Path) -> SequenceSet[Sequence]:
-    """Load a complete prepared set of Sequences. Raises DataError naming what is missing, broken or altered."""
-    return load_prepared(folder, SEQUENCES)
+    """Load a complete set of Sequences, packed or not. Raises DataError naming what is missing, broken or altered."""
+    return load_prepared(folder, SEQUENCES, PACKED)

@@ -193,6 +193,11 @@ class ShardedSet:
             if (size := file.stat().st_size) < end:
                 raise DataError(f"{file}: truncated: has {size} bytes, expected object {key!r} up to byte {end}")
 
+    @property
+    def workplace(self) -> Path:
+        """Folder for files that are made from the set."""
+        return self.folder
+
     def pixel_record(self) -> dict[str, Any]:
         """What a run keeps of the pixels it saw."""
         return {"checksum": self.checksum}

@@ -79,7 +79,7 @@ def text_digest(data: SequenceSet | ShardedSet, config: TextConfig) -> str:
 
 def embeddings_file(data: SequenceSet | ShardedSet, config: TextConfig) -> Path:
     """Where the embeddings of a prepared set are kept."""
-    return data.folder / f"text-{config.encoder.rsplit('/', 1)[-1]}-{text_digest(data, config)[:12]}.safetensors"
+    return data.workplace / f"text-{config.encoder.rsplit('/', 1)[-1]}-{text_digest(data, config)[:12]}.safetensors"
 
 
 def text_embeddings(data: SequenceSet | ShardedSet, config: TextConfig) -> TextEmbeddings:
@@ -90,6 +90,7 @@ def text_embeddings(data: SequenceSet | ShardedSet, config: TextConfig) -> TextE
         return load_embeddings(file, data, config)
     contexts = encode(list(captions_of(data).values()), config).half()
     if data.folder is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_weights(file, {"contexts": contexts}, {"digest": digest, **_identity(config)})
     return TextEmbeddings(contexts, digest, config)
 

@@ -94,21 +94,15 @@ def sample_shapes(
 def real_shapes(data: SequenceSet, split: str, points: int = POINTS, seed: int = 0) -> Shapes:
     """Clouds on the reference meshes of the objects of a split, uniform over the area of all faces.
 
-    Raises DataError naming an object without a mesh, and ImportError without trimesh.
+    Raises DataError naming an object without a mesh, and ImportError where `Sequence.surface` does.
     """
-    try:
-        import trimesh
-    except ModuleNotFoundError as error:
-        raise ImportError("reference meshes need trimesh: pip install 'vader[data]'") from error
     clouds = []
     for index, sequence in enumerate(data.split(split)):
         if sequence.mesh is None:
             raise DataError(
                 f"data set {data.name}: object {sequence.key!r} has no mesh, expected one to sample points on"
             )
-        mesh = trimesh.load(sequence.mesh, process=False)
-        rng = np.random.default_rng((seed, index))
-        clouds.append(sample_surface(np.asarray(mesh.vertices), np.asarray(mesh.faces), rng, points))
+        clouds.append(sample_surface(*sequence.surface(), np.random.default_rng((seed, index)), points))
     return Shapes(_stack(clouds, points), np.arange(len(clouds)), len(clouds))
 
 

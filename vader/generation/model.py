@@ -24,11 +24,11 @@ from torch import Tensor
 from ..autodecoder.inversion import Inversion, InversionError, complete, interpolate, invert
 from ..autodecoder.reconstruction import load_autodecoder
 from ..data import prepare
+from ..data.sets.own import experiment_named
 from ..rendering.cameras import Cameras
 from ..settings.autodecoder import INVERSION, InversionConfig
 from ..settings.checks import ConfigError, nearest, require
 from ..settings.experiment import Experiment
-from ..settings.profiles import experiment
 from ..stages import require_weights, trained_runs
 from ..store.paths import reference_runs_dir, runs_dir
 from ..store.runs import Run, RunError
@@ -302,7 +302,7 @@ def load(name: str, profile: str = "laptop", seed: int = 0, device: str = "auto"
     are none, prepare the data and train them now. Raises ConfigError for an unknown name, and for videos, RunError
     where there are no runs, or ones that were changed.
     """
-    return load_experiment(name, experiment(profile, name).replace(seed=seed), device, train)
+    return load_experiment(name, experiment_named(profile, name).replace(seed=seed), device, train)
 
 
 def load_experiment(name: str, config: Experiment, device: str = "auto", train: bool = False) -> Model:

@@ -20,7 +20,7 @@ from ..rendering.render import render_views
 from ..rendering.surface import carved_surface, extract_surface, surface_colours
 from ..settings.checks import nearest
 from ..settings.experiment import DataConfig
-from ..store.files import write_bytes
+from ..store.files import write_file
 from . import export
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class VolumeObject:
         Raises ObjectError for another suffix and for an object without a surface, OSError where it cannot be written.
         """
         file = Path(file)
-        write_bytes(file, self.encoded(file.suffix.lower()))
+        write_file(file, self.encoded(file.suffix.lower()))
         return file
 
     def encoded(self, suffix: str, mesh: trimesh.Trimesh | None = None) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 from ..store.files import write_json
 from ..store.paths import reports_dir
 from .contract import VERDICTS
+from .page import STYLE, write_page
 from .report import read_reports
 
 
@@ -20,7 +21,7 @@ def write_claims() -> list[Path]:
     reports_dir().mkdir(parents=True, exist_ok=True)
     data, page = reports_dir() / "claims.json", reports_dir() / "claims.html"
     write_json(data, ledger)
-    page.write_text(claims_page(ledger), encoding="utf-8")
+    write_page(page, claims_page(ledger))
     return [data, page]
 
 
@@ -39,16 +40,17 @@ def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def claims_page(ledger: dict[str, Any]) -> str:
-    """`collect_claims` as one HTML page that needs nothing else."""
+    """`collect_claims` as one HTML page, which needs the style sheet of all pages beside it."""
     sections = []
     for profile, part in ledger["profiles"].items():
         counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in part["counts"].items() if count)
         lines = "\n".join(_claim_line(claim) for claim in part["claims"])
         sections.append(
-            f"<h2>Profile {html.escape(profile)}: {counts or 'no claims'}</h2>\n<table>\n<tr><th>verdict</th>"
-            f"<th>claim</th><th>where</th><th>evidence</th><th>report</th></tr>\n{lines}\n</table>"
+            f'<h2>Profile {html.escape(profile)}: {counts or "no claims"}</h2>\n<div class="wide">\n<table>\n'
+            "<thead><tr><th>verdict</th><th>claim</th><th>where</th><th>evidence</th><th>report</th></tr></thead>\n"
+            f"{lines}\n</table>\n</div>"
         )
-    return _PAGE.format(body="\n".join(sections) or "<p>No report has been written yet.</p>")
+    return _PAGE.format(style=STYLE, body="\n".join(sections) or "<p>No report has been written yet.</p>")
 
 
 def _claim_line(claim: dict[str, Any]) -> str:
@@ -59,16 +61,20 @@ def _claim_line(claim: dict[str, Any]) -> str:
 
 
 _PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Claims of the paper, tested</title>
-<style>
-body {{ font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }}
-table {{ border-collapse: collapse; }} th, td {{ border: 1px solid #ccc; padding: 0.4em; text-align: left; }}
-td {{ vertical-align: top; }} .fails {{ background: #f6b8b0; font-weight: bold; }} .holds {{ background: #c8e6c1; }}
-.inconclusive {{ background: #fbe9a7; }}
-</style></head><body>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Claims of the paper, tested</title>
+<link rel="stylesheet" href="{style}">
+</head>
+<body>
+<main>
 <h1>Claims of the paper, tested</h1>
 <p>A claim holds or fails only where the interval of the measured difference excludes zero. Each profile is a study of
 its own size: a verdict says nothing about another profile or about the paper's own experiment.</p>
 {body}
-</body></html>
+</main>
+</body>
+</html>
 """

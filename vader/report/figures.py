@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,21 +17,6 @@ from ..settings.experiment import DataConfig
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
-
-
-def show_as_png(shell: Any) -> None:
-    """Let an IPython shell show every matplotlib `Figure` as PNG; by itself it does so for those of pyplot only."""
-
-    def png(figure: Figure) -> bytes:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-        return buffer.getvalue()
-
-    shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", png)
-
-
-if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
-    show_as_png(_shell)
 
 
 def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int, title: str) -> Figure:

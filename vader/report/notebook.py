@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import sys
 import tempfile
 import time
@@ -20,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..settings.checks import nearest
 from ..store.paths import notebooks_dir, project_root, reports_dir
+from .page import to_html, write_page
+from .png import shrink
 from .report import Report, notebook_part
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 LITERALS = (bool, int, float, str, list, tuple, dict, type(None))  # what papermill can inject
+STORED = {"max_width": 480, "colours": 64}  # of pictures in notebooks: they show what a cell draws, of untrained models
 CHECKED = "_parameters_are_checked"  # variable left in a kernel in which `check_parameters` has passed
 
 
@@ -146,7 +148,12 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
             raise ParameterError(f"parameter {key!r} is unknown{nearest(key, list(defaults))}; {name} has: {known}")
         values[key] = parse_value(key, text, defaults[key])
 
-    papermill, _ = _tools()
+    try:
+        import latex2mathml  # noqa: F401  it and the next one are for the page, after all work
+        import nbconvert  # noqa: F401
+        import papermill
+    except ImportError as error:
+        raise ImportError(f'running a notebook needs {error.name}: pip install "vader[notebooks]"') from error
     stem = f"{notebook_part(name, values.get('data', defaults.get('data', 'procedural')))}.{profile}"
     reports_dir().mkdir(parents=True, exist_ok=True)
     executed, page, report = (reports_dir() / f"{stem}.{suffix}" for suffix in ("ipynb", "html", "json"))
@@ -154,7 +161,7 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
     papermill.execute_notebook(str(file), str(executed), values, cwd=str(file.parent), progress_bar=sys.stderr.isatty())
     result = _as_notebook(executed)
     shorten_warnings(result)
-    page.write_text(to_html(result, title=stem), encoding="utf-8")
+    write_page(page, to_html(result, stem, page.parent))
     for place in machine_paths(result):
         print(f"warning: {stem}: {place}", file=sys.stderr)
     if not report.is_file() or report.stat().st_mtime < start - 2:  # file systems round times
@@ -165,7 +172,8 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
 def refresh(name: str) -> Path:
     """Renew the outputs stored in a notebook: run it in place with its defaults, from nothing, and drop what varies.
 
-    Its default profile must be 'smoke', which is what the tests run and compare with the stored outputs.
+    Its default profile must be 'smoke', which is what the tests run and compare with the stored outputs. Pictures are
+    stored small: nothing is compared with them.
     """
     notebook, file = _read(name)
     if parameters_of(notebook, file.name).get("profile") != "smoke":
@@ -176,6 +184,7 @@ def refresh(name: str) -> Path:
         client = NotebookClient(notebook, resources={"metadata": {"path": str(file.parent)}}, record_timing=False)
         client.execute()
     strip(notebook)
+    shrink(notebook, **STORED)
     places = machine_paths(notebook)
     if places:
         raise ParameterError(f"{file.name}: outputs would show paths of this machine: {'; '.join(places)}")
@@ -232,14 +241,6 @@ def machine_paths(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def to_html(notebook: NotebookNode, title: str) -> str:
-    """A notebook as one page that asks nothing of the network: figures embedded, formulas as they are written."""
-    _, nbconvert = _tools()
-    exporter = nbconvert.HTMLExporter(embed_images=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
-    return re.sub(r"<script[^>]*\bsrc=[^>]*>\s*</script>|<script[^>]*type=\"module\".*?</script>", "", page, flags=re.S)
-
-
 def _read(name: str) -> tuple[NotebookNode, Path]:
     file = notebooks_dir() / f"{name}.ipynb"
     if not file.is_file():
@@ -252,12 +253,3 @@ def _as_notebook(file: Path) -> NotebookNode:
     import nbformat
 
     return nbformat.read(file, as_version=4)
-
-
-def _tools() -> tuple[Any, Any]:
-    try:
-        import nbconvert
-        import papermill
-    except ImportError as error:
-        raise ImportError('running notebooks needs papermill and nbconvert: pip install "vader[notebooks]"') from error
-    return papermill, nbconvert

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..store.files import RunError, read_json, write_json
+from ..store.files import RunError, read_json, write_file, write_json
 from ..store.paths import reports_dir
 from ..store.provenance import environment
 from ..store.runs import Run, utc_now
 from ..store.weights import taken
 from .contract import COUNTS, ReportError, check_claim, check_row, report_digest, validate
+from .png import SAVED_AS, figure_png
 from .tables import table
 
 if TYPE_CHECKING:
@@ -68,10 +69,13 @@ class Report:
             self.weights.append(what.describe())
 
     def picture(self, name: str, figure: Figure) -> Path:
-        """Save a matplotlib figure beside the report as `<notebook>.<profile>.<name>.png` and return where."""
+        """Save a matplotlib figure beside the report as `<notebook>.<profile>.<name>.png` and return where.
+
+        Shown in the notebook after that, it is a link to this file in the notebook's page.
+        """
         file = reports_dir() / f"{self.notebook}.{self.profile}.{name}.png"
-        # no date or version in the file: the same picture is the same bytes
-        self._write(file, lambda: figure.savefig(file, dpi=100, bbox_inches="tight", metadata={"Software": None}))
+        self._write(file, lambda: write_file(file, figure_png(figure, bbox_inches="tight")))
+        setattr(figure, SAVED_AS, file.name)  # so that where it is shown, a page links the file
         return file
 
     def as_dict(self) -> dict[str, Any]:

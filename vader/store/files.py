@@ -80,15 +80,15 @@ def differences(found: Any, expected: Any, where: str = "") -> list[str]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that the file is the old or the new one whole, whatever happens."""
-    write_bytes(file, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write JSON, whole or not at all as `write_file` does."""
+    write_file(file, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file so that it is the old or the new one whole, whatever happens."""
+def write_file(file: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) so that it is the old or the new one whole, whatever happens."""
     partial = file.with_name(file.name + ".tmp")
     try:
-        partial.write_bytes(content)
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         sync(partial)
         partial.replace(file)
     except OSError:

@@ -65,7 +65,7 @@ class Pixels(Protocol):
     """What the store asks of a data set: how its pictures differ from those of a run's record."""
 
     def compare_pixels(self, record: dict[str, Any]) -> str | None:
-        """None, or a sentence on how large the difference is."""
+        """None, or a sentence on how large the difference is. Raises ValueError with it where it is no small one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def get(name: str, settings: Any, train: Callable[[Path], None], data: Pixels | 
     train(work) trains or resumes in the folder `work`: it keeps a `Record`, writes `checkpoint*` files as it
     goes and weights with `save_weights` at its end; it may raise `Paused`. A second process that wants the same
     run waits for the first. data: the set trained on; where its pixels are not those that the run recorded as
-    `pixels` (rasterisers differ in the last bits), a warning says by how much.
+    `pixels`, a warning says by how much. Raises RunError where they differ by more than rasterisers do.
     """
     run = find(name, settings)
     if run is None:
@@ -133,7 +133,10 @@ def get(name: str, settings: Any, train: Callable[[Path], None], data: Pixels | 
         finally:
             lock.release()
     if data is not None and "pixels" in run.record:
-        difference = data.compare_pixels(run.record["pixels"])
+        try:
+            difference = data.compare_pixels(run.record["pixels"])
+        except ValueError as error:
+            raise RunError(f"{run.folder.name}: {error}") from error
         if difference:
             warnings.warn(f"{run.folder.name}: {difference}", stacklevel=2)
     return run

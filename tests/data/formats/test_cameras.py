@@ -9,9 +9,10 @@ import math
 import pytest
 import torch
 
-from vader.data.formats.cameras import from_pytorch3d, from_transforms, to_pytorch3d, to_transforms
+from vader.data.formats.cameras import from_pytorch3d, to_pytorch3d
+from vader.data.formats.transforms import from_transforms, to_transforms
 from vader.data.prepared import DataError
-from vader.rendering.cameras import CameraError, Cameras, look_at, sample_orbit
+from vader.rendering.cameras import Cameras, look_at, sample_orbit
 from vader.rendering.render import render_views
 from vader.settings.experiment import DataConfig
 
@@ -130,9 +131,9 @@ def test_bad_transforms_are_named(changes, message):
 
 
 def test_transforms_that_are_no_cameras():
-    with pytest.raises(CameraError, match="t.json, view 1: focal lengths are -3"):
+    with pytest.raises(DataError, match=r"t.json: frames\[1\]: focal lengths -3"):
         from_transforms(broken_transforms(fl_x=-3.0), "t.json")
-    with pytest.raises(CameraError, match="t.json, view 1: world_to_camera.* is not a rotation"):
+    with pytest.raises(DataError, match=r"t.json: frames\[1\]: transform_matrix .*last row"):
         from_transforms(broken_transforms(transform_matrix=(2 * torch.eye(4)).tolist()), "t.json")
 
 

@@ -19,6 +19,7 @@ from vader.data.meshes.render import (
     HALF_EXTENT,
     LIGHT_RIG,
     MIN_ALBEDO,
+    MULTISAMPLES,
     PALETTE,
     RADIUS,
     STRETCH,
@@ -246,7 +247,7 @@ def test_silhouettes_are_those_of_the_projected_mesh(vtk, shift):
     cameras = sample_orbit(4, config, torch.Generator().manual_seed(3))
     cameras.intrinsics[:, :2, 2] += torch.tensor(shift)  # a principal point off the centre
     _, masks = picture([part], cameras, supersampling=4)
-    expected = coverage(part, cameras, 4)
+    expected = coverage(part, cameras, 16)
     masks = masks / 255
     assert np.abs(masks - expected).mean() < 5e-4  # of the whole image: single samples on edges may differ
     centre = np.arange(24) + 0.5
@@ -265,6 +266,50 @@ def test_supersampling_is_a_box_filter(vtk):
     np.testing.assert_allclose(masks, fine_masks.reshape(1, 12, 3, 12, 3).astype(float).mean((2, 4)), atol=0.51)
     assert ((masks > 0) & (masks < 255)).any()
     assert (images.max(-1) <= masks.astype(int) + 1).all()  # colour is weighed by coverage
+
+
+def as_displayed(linear: np.ndarray) -> np.ndarray:
+    """Linear light in [0, 1] as sRGB has it."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def as_light(displayed: np.ndarray) -> np.ndarray:
+    return np.where(displayed <= 0.04045, displayed / 12.92, ((displayed + 0.055) / 1.055) ** 2.4)
+
+
+def test_edges_are_four_samples_averaged_in_linear_light_as_the_committed_runs_saw_them(vtk):
+    (image,), (mask,) = picture([cube((0.3, 0.8, 0.5), (0.6, 0.3, 0.1))], cameras_at((0.3, 0.2, 4)))
+    assert set(np.unique(mask)) == {0, 64, 128, 191, 255}, "0 to 4 of 4 samples"
+    face = np.median(image[mask == 255], 0) / 255
+    for level in (64, 128, 191):
+        in_light, as_stored = 255 * as_displayed(level / 255 * as_light(face)), level * face
+        edge = image[mask == level].mean(0)
+        np.testing.assert_allclose(edge, in_light, atol=6)
+        assert (edge - as_stored > 2 * np.abs(edge - in_light)).all(), "averaging levels as they are stored is darker"
+
+
+def test_a_rasteriser_with_other_samples_is_refused(vtk, monkeypatch):
+    assert MULTISAMPLES == 4
+    monkeypatch.setattr(mesh_render, "MULTISAMPLES", 64)  # which no rasteriser has
+    with pytest.raises(DataError, match=r"grants \d samples a pixel here, expected 64"):
+        picture([cube()], cameras_at((0, 0, 4)))
+
+
+def test_triton_is_imported_before_opengl_since_a_training_after_pictures_would_crash_otherwise(vtk, monkeypatch):
+    import pyvista
+
+    class Asked(Exception):
+        pass
+
+    def plotter(**options):
+        assert imported == ["triton"]
+        raise Asked
+
+    imported = []
+    monkeypatch.setattr(mesh_render, "import_module", imported.append)
+    monkeypatch.setattr(pyvista, "Plotter", plotter)
+    with pytest.raises(Asked):
+        MeshRenderer([cube()])
 
 
 def test_textures_are_the_right_way_up(vtk):

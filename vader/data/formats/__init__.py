@@ -1,1 +1,90 @@
-"""Formats on disk, a reader each: it knows a layout, and nothing of the data sets that use it."""
+"""Readers of other people's data: from a folder on disk to `Sequence`s and `Video`s, one object at a time.
+
+    name, why = detect(folder)              # or named by the user
+    for scene in scan(folder, name):        # cheap: nothing is opened
+        sequence = read(scene, options)     # in the cube [-1, 1]^3, on black, square
+
+A format is a module with
+
+    SIGNS                   what `detect` looks for, in words
+    UP                      which axis of its world is up, where nobody says ("y", "z", "cameras")
+    find(folder)            why the folder is of this format, or None
+    scan(folder)            list of `Scene`
+    read(scene, options)    Sequence with the cameras of the files, or Video
+
+A named data set is written on top: it lists scenes (its own, or those of `scan`, with splits, captions and `placing`
+replaced) and calls `read`. Errors are `DataError`s with file, object, field and expectation; what stops one object
+need not stop the others (`read_all`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ...settings.checks import ConfigError, nearest
+from ..prepared import DataError
+from ..sequence import Sequence
+from ..video import Video
+from .shared.scenes import Options, Placing, Scene, View, require_folder
+
+__all__ = ["FORMATS", "Options", "Placing", "Scene", "View", "detect", "format_named", "read", "read_all", "scan"]
+
+FORMATS = ("abo", "srn", "transforms", "colmap", "models", "videos")  # the first that fits is taken
+
+
+def format_named(name: str) -> ModuleType:
+    """The module of a format. Raises ConfigError for an unknown name."""
+    if name not in FORMATS:
+        raise ConfigError(f"format {name!r} is unknown{nearest(name, list(FORMATS))}; known: {', '.join(FORMATS)}")
+    return import_module(f".{name}", __name__)
+
+
+def detect(folder: Path) -> tuple[str, str]:
+    """(format, why) of a folder, by its first entries. Raises DataError that lists what was looked for."""
+    require_folder(folder)
+    for name in FORMATS:
+        if why := format_named(name).find(Path(folder)):
+            return name, why
+    looked = "\n".join(f"  {name}: {format_named(name).SIGNS}" for name in FORMATS)
+    raise DataError(f"{folder}: its format is not to be seen, expected one of\n{looked}")
+
+
+def scan(folder: Path, name: str | None = None) -> list[Scene]:
+    """All objects of a folder, in natural order of their paths. Raises DataError where there are none."""
+    name = detect(folder)[0] if name is None else name
+    module = format_named(name)
+    scenes = module.scan(require_folder(folder))
+    if not scenes:
+        raise DataError(f"{folder}: no objects of format {name}, expected {module.SIGNS}")
+    return scenes
+
+
+def read(scene: Scene, options: Options) -> Sequence | Video:
+    """One object, in the cube if it has cameras. Raises DataError for an object that cannot be used."""
+    from .shared.normalise import merged, normalised
+
+    module = format_named(scene.format)
+    item = module.read(scene, options)
+    if isinstance(item, Video) or module.UP is None:  # models are placed before they are drawn
+        return item
+    placing = merged(options.placing, scene.placing, module.UP)
+    return normalised(item, placing, scene.where).validate(scene.place)
+
+
+def read_all(
+    scenes: Iterable[Scene], options: Options, faults: dict[str, str] | None = None
+) -> Iterator[Sequence | Video]:
+    """Objects one after the other. faults: gets the message of each object that cannot be used, by key; without it the
+    first such object is an error."""
+    for scene in scenes:
+        try:
+            item = read(scene, options)
+        except DataError as error:
+            if faults is None:
+                raise
+            faults[scene.key] = str(error)
+            continue
+        yield item

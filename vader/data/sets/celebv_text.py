@@ -1,8 +1,8 @@
 """CelebV-Text, or any folder of clips of one person each: video files, filtered as in C.1, with masks.
 
 Data card: `data_cards/celebv_text.md`. A clip is a file `<stem>.mp4` (or another of SUFFIXES); `<stem>.txt` beside it
-may hold its caption in the first line. Masks come from a function that is told the file and its frames, by default from
-a mask video `<stem>.mask.<suffix>` beside the clip.
+may hold its caption in the first line. Masks come from a function that is given the file and its frames one after the
+other (`vader.data.formats.videos.Masker`), by default from a mask video `<stem>.mask.<suffix>` beside the clip.
 
 Two passes, both parallel and resumable: `select_frames` decodes every clip once and writes down which frames pass the
 filter and why others do not; then `prepare` decodes the clips that are left and writes their frames.
@@ -13,31 +13,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ...settings.checks import ConfigError
 from ...settings.experiment import DataConfig
+from ..formats.videos import SUFFIXES, Masker, Undecodable, mask_beside, masked_frames, squared
 from ..preparation import prepare_set, run_each
 from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from ..video import VIDEOS, Video, check_video_settings, load_videos, train_share
 
 NAME = "celebv_text"
-READER_VERSION = 1  # raised whenever the code between a file and its frames changes them
-SUFFIXES = (".avi", ".mkv", ".mp4", ".webm")
+READER_VERSION = 2  # raised whenever the code between a file and its frames changes them
 FILTER = {  # C.1
     "ends": 0.1,  # share of a clip's frames that is dropped at its beginning, and at its end
     "foreground": 0.25,  # frames with a smaller share of foreground are dropped
     "frames": 4,  # clips with fewer frames after this are dropped
     "bytes": 200_000,  # smaller files are dropped
 }
-Masker = Callable[[Path, np.ndarray], np.ndarray]  # (file, frames (t, h, w, 3)) -> masks (t, h, w), uint8
 
 
 class Unusable(Exception):
@@ -57,64 +56,24 @@ class Clip:
 # ---------------------------------------------------------------------------------------- video files
 
 
-def decode(file: Path) -> np.ndarray:
-    """All frames of a video file, (t, h, w, 3) uint8. Raises Unusable with the reason where they cannot be had."""
+def clip_frames(file: Path, masker: Masker) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames (h, w, 3) and masks (h, w), uint8, one after the other. Raises Unusable for a clip that the filter drops
+    unseen, and DataError for masks that do not fit it."""
     try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            "reading video files needs av (PyAV), which the extra 'video' installs: pip install 'vader[video]'"
-        ) from error
-    try:
-        with av.open(str(file)) as container:
-            if not container.streams.video:
-                raise Unusable("no video stream")
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            declared = stream.frames  # 0 where the container does not say
-    except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise Unusable("cannot be decoded") from error
-    if not frames or len(frames) < declared:
-        raise Unusable("cannot be decoded")  # cut off: fewer frames than the container declares
-    if len({frame.shape for frame in frames}) > 1:
-        raise Unusable("frames of varying size")
-    return np.stack(frames)
-
-
-def mask_beside(file: Path, frames: np.ndarray) -> np.ndarray:
-    """Masks from the video `<stem>.mask.<suffix>` beside `file`, its grey levels. Raises DataError where there is no
-    such video or it cannot be decoded."""
-    found = [f for suffix in SUFFIXES if (f := file.with_name(f"{file.stem}.mask{suffix}")).is_file()]
-    if len(found) != 1:
-        names = ", ".join(f.name for f in found) or "none"
-        raise DataError(f"{file}: expected one mask video {file.stem}.mask.* beside it, found {names}")
-    try:
-        return decode(found[0])[..., 1]
-    except Unusable as error:
-        raise DataError(f"{found[0]}: mask video of {file.name}: {error}") from error
-
-
-def read_clip(file: Path, masker: Masker) -> tuple[np.ndarray, np.ndarray]:
-    """Frames (t, h, w, 3) and masks (t, h, w), uint8. Raises Unusable for a clip that the filter drops unseen, and
-    DataError for masks that do not fit it."""
-    frames = decode(file)
-    masks = masker(file, frames)
-    if masks.shape != frames.shape[:3] or masks.dtype != np.uint8:
-        raise DataError(
-            f"{file}: masks are {masks.shape} {masks.dtype}, expected {frames.shape[:3]} uint8 as the frames"
-        )
-    return frames, masks
+        yield from masked_frames(file, masker)
+    except Undecodable as error:
+        raise Unusable(error.reason) from error
 
 
 # ---------------------------------------------------------------------------------------- filter
 
 
-def passing_frames(masks: np.ndarray) -> tuple[list[int], Counter[str]]:
-    """Indices of a clip's frames that C.1 keeps, by its masks (t, h, w), and how many it drops for which reason."""
-    count = len(masks)
+def passing_frames(share: Items[float]) -> tuple[list[int], Counter[str]]:
+    """Indices of a clip's frames that C.1 keeps, by their shares of foreground, and how many it drops for which
+    reason."""
+    count = len(share)
     ends = int(FILTER["ends"] * count)
     inner = range(ends, count - ends)
-    share = masks.reshape(count, -1).mean(1) / 255
     kept = [i for i in inner if share[i] >= FILTER["foreground"]]
     return kept, Counter({"first and last 10 %": 2 * ends, "less than 25 % foreground": len(inner) - len(kept)})
 
@@ -122,14 +81,14 @@ def passing_frames(masks: np.ndarray) -> tuple[list[int], Counter[str]]:
 def _look_at(clip: Clip) -> None:
     """Write down what the filter makes of a clip. The file appears whole or not at all."""
     found: dict[str, Any] = {"file": clip.file.name, "frames": 0, "kept": [], "dropped_frames": {}, "reason": None}
-    content = clip.file.read_bytes()
-    found["sha256"] = hashlib.sha256(content).hexdigest()
+    with open(clip.file, "rb") as file:
+        found["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        if len(content) < FILTER["bytes"]:
+        if clip.file.stat().st_size < FILTER["bytes"]:
             raise Unusable("less than 200 kB")
-        masks = read_clip(clip.file, clip.masker)[1]
-        kept, dropped = passing_frames(masks)
-        found |= {"frames": len(masks), "dropped_frames": dict(dropped)}
+        share = [mask.mean() / 255 for _, mask in clip_frames(clip.file, clip.masker)]
+        kept, dropped = passing_frames(share)
+        found |= {"frames": len(share), "dropped_frames": dict(dropped)}
         if len(kept) < FILTER["frames"]:
             raise Unusable("less than 4 frames left")
         found["kept"] = kept
@@ -202,18 +161,15 @@ def masker_name(masker: Masker) -> str:
 
 
 def read_video(job: tuple[DataConfig, Clip, list[int], str]) -> tuple[Video, None]:
-    """A clip's kept frames as a Video: masked, cropped to the central square, and scaled by a box filter."""
+    """A clip's kept frames as a Video: masked, cropped to the central square, and scaled; one full frame at a time."""
     config, clip, kept, split = job
-    frames, masks = read_clip(clip.file, clip.masker)
-    h, w = masks.shape[1:]
-    side = min(h, w)
-    top, left = (h - side) // 2, (w - side) // 2
-    square = np.s_[kept, top : top + side, left : left + side]
-    alpha = masks[square].astype(np.float32) / 255
-    composited = np.round(frames[square] * alpha[..., None]).astype(np.uint8)
-    size = (config.resolution, config.resolution)
-    images = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BOX)) for f in composited]
-    small = [np.asarray(Image.fromarray(m).resize(size, Image.Resampling.BOX)) for m in masks[square]]
+    wanted = set(kept)
+    pictures = [
+        squared(frame, mask, "crop", config.resolution)
+        for number, (frame, mask) in enumerate(clip_frames(clip.file, clip.masker))
+        if number in wanted
+    ]
+    images, small = zip(*pictures, strict=True)
     text = clip.file.with_suffix(".txt")
     lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
     video = Video(
@@ -235,7 +191,7 @@ def prepare(
     workers: int | None = None,
     root: Path | None = None,
 ) -> SequenceSet[Video]:
-    """Load or prepare the clips of the folder `source`. masker: top-level function (file, frames) -> masks; workers:
+    """Load or prepare the clips of the folder `source`. masker: top-level function, a `Masker`; workers:
     processes, by default one per core.
 
     The clips that pass the filter are ordered by a hash of seed and key; the first `heldout_objects` are held-out

@@ -23,6 +23,7 @@ import torch
 
 from ...settings.checks import ConfigError, nearest
 from ...settings.experiment import DataConfig
+from ...store.files import differences
 from ..formats.sweethome3d import Catalogue, CatalogueNotFound, Model, open_catalogue, read_catalogues
 from ..formats.wavefront import DEFAULT_COLOUR, MAX_TEXTURE, read_obj
 from ..meshes.render import (
@@ -39,8 +40,8 @@ from ..meshes.render import (
     stretch_factors,
     to_canonical,
 )
-from ..preparation import prepare_set
-from ..prepared import DataError, SequenceSet, data_digest, data_root
+from ..preparation import ShardWriter, prepare_set, shard_set
+from ..prepared import EMBEDDED, DataError, SequenceSet, data_digest, data_root
 from ..sequence import Sequence, load_set, object_cameras
 from ..shards import ShardedSet
 
@@ -55,7 +56,7 @@ NAMES = {
 TAGS = {"furniture_chairs": "Chair"}
 EXCLUDED = {"Scopia#changing-table": "a chest of drawers with a mat for babies on top"}
 HELDOUT_MODELS = 8  # base models held out; of fewer than 40, a fifth
-RENDERING_VERSION = 1  # raised whenever the code between a model and its pictures changes them
+RENDERING_VERSION = 1  # raised whenever the code between a model and its pictures changes them; 1: MULTISAMPLES is 4
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ def prepare(
 ) -> SequenceSet | ShardedSet:
     """Load or render a furniture set. source: as in `find_catalogues`; workers: processes, by default one per core.
 
-    objects_per_shard: as in `prepare_set`. Where no catalogue is found and none was named, a set that was prepared
-    earlier from the same settings is loaded. Raises ConfigError for settings that cannot work (too many objects: the
+    objects_per_shard: as in `prepare_set`. Where no source is named, nothing is rendered for the settings of an
+    embedded set: that is loaded, or an own one of the same digest; and where no catalogue is found, a set that was
+    prepared earlier from the same settings is. Raises ConfigError for settings that cannot work (too many objects: the
     message counts what there is), DataError for a missing or broken catalogue, model or output folder.
     """
     if config.name not in NAMES:
@@ -204,24 +206,43 @@ def prepare(
             f"data set {config.name}: camera_distance is {config.camera_distance}, expected more than "
             f"{RADIUS}, the radius of the objects' bounding sphere"
         )
+    root = root or data_root()
+    if source is None and (embedded := _prepared_earlier(config, EMBEDDED)):
+        own = root / embedded.name
+        return _opened(own if (own / "manifest.json").is_file() else embedded, config, root, objects_per_shard)
     try:
         catalogues = read_catalogues(source)
-    except CatalogueNotFound:
-        folder = _prepared_earlier(config, root or data_root()) if source is None else None
-        if folder is None:
+    except CatalogueNotFound as error:
+        if source is not None:
             raise
-        if objects_per_shard is None:
-            return load_set(folder)
-        made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sources"]
-        return prepare_set(config, made_of, {}, render_object, 1, folder.parent, objects_per_shard=objects_per_shard)
+        if folder := _prepared_earlier(config, root):
+            return _opened(folder, config, root, objects_per_shard)
+        raise CatalogueNotFound(f"data set {config.name}: {_why_not_embedded(config)}. {error}") from error
     jobs = list_jobs(config, select(catalogues, config.name))
     workers = torch.get_num_threads() if workers is None else workers
     made_of = sources(catalogues, jobs)
     data = prepare_set(config, made_of, jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
     table = data.folder / "ATTRIBUTION.md"
     if not table.exists():
-        table.write_text(attribution(catalogues, config), encoding="utf-8")
+        table.write_text(attribution_page(catalogues, config), encoding="utf-8")
     return data
+
+
+def _opened(folder: Path, config: DataConfig, root: Path, objects_per_shard: int | None) -> SequenceSet | ShardedSet:
+    """A complete set in memory, or as tars below `root`."""
+    if objects_per_shard is None:
+        return load_set(folder)
+    made_of = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sources"]
+    return shard_set(folder, ShardWriter(config, made_of, root, objects_per_shard))
+
+
+def _why_not_embedded(config: DataConfig) -> str:
+    """How settings depart from those of the embedded set."""
+    reasons = []
+    for file in EMBEDDED.glob(f"{config.name}-*/manifest.json"):
+        reasons = differences(config, json.loads(file.read_text(encoding="utf-8"))["config"])
+    why = "; ".join(reasons) or "pictures are made in another way"
+    return f"the set that comes with the package is another one ({why}), so that the models are needed to render this"
 
 
 def _prepared_earlier(config: DataConfig, root: Path) -> Path | None:
@@ -255,18 +276,25 @@ def attribution(catalogues: list[Catalogue], config: DataConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def attribution_page(catalogues: list[Catalogue]) -> str:
-    """The whole of ATTRIBUTION_furniture.md."""
-    head = """# Attribution: furniture
+def attribution_page(catalogues: list[Catalogue], *configs: DataConfig) -> str:
+    """What ATTRIBUTION.md of a set says, and, with all sets, ATTRIBUTION_furniture.md."""
+    names, seeds = " and ".join(f"`{c.name}`" for c in configs), " and ".join(sorted({str(c.seed) for c in configs}))
+    head = f"""# Attribution: furniture
 
-The 3D models of the data sets `furniture_chairs` and `furniture_tables` come from the catalogues below, as packaged by
-Debian in `sweethome3d-furniture`. They are not part of this repository. What this project does with them is a change in
-the sense of their licences: models are turned upright, scaled, rendered, and, for variants, recoloured and stretched.
-Splits are those of seed 0. Written by `vader data furniture_chairs --attribution FILE`; do not edit.
+The 3D models of {names} come from the catalogues below, as packaged by
+Debian in `sweethome3d-furniture`. Their creators and licences are listed model by model:
+
+- public domain: [CC0 1.0](https://creativecommons.org/publicdomain/zero/1.0/)
+- Creative Commons Attribution 3.0: [unported](https://creativecommons.org/licenses/by/3.0/) or
+  [United States](https://creativecommons.org/licenses/by/3.0/us/)
+
+The models are not part of this repository, but pictures and meshes made from them are, in `vader/data/embedded`. What
+this project does with the models is a change in the sense of their licences: they are turned upright, scaled, and
+rendered in colours that are lifted from black; the meshes have a colour at each vertex in place of textures; variants
+are recoloured and stretched. Splits are those of seed {seeds}. Written by `vader data`; do not edit.
 
 | catalogue | version | licence |
 |---|---|---|
 """
     rows = [f"| {c.id} | {c.version} | {' '.join(c.licence.split())} |" for c in catalogues]
-    tables = [attribution(catalogues, DataConfig(name)) for name in sorted(NAMES)]
-    return head + "\n".join(rows) + "\n\n" + "\n".join(tables)
+    return head + "\n".join(rows) + "\n\n" + "\n".join(attribution(catalogues, config) for config in configs)

@@ -1,0 +1,1 @@
+"""Tools that all readers share: pictures, lenses, scenes, the way into the cube, captions, archives."""
