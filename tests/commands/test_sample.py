@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -214,6 +215,14 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, 
 def test_a_folder_that_the_system_keeps_closed_is_refused(capsys):
     assert run(MODEL, "--out", "/proc/objects") == 1
     assert "/proc/objects: cannot be written" in capsys.readouterr().err
+
+
+def test_what_meshes_need_is_asked_for_before_anything_is_loaded(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name))
+    monkeypatch.setattr(sample, "load", lambda *_: pytest.fail("loaded"))
+    assert run(MODEL, "--out", "a") == 1
+    assert capsys.readouterr().err == "error: meshes need scikit-image: pip install 'vader[data,eval]'\n"
 
 
 def test_changed_weights_are_refused(store, tmp_path, monkeypatch, capsys):

@@ -223,6 +223,10 @@ def test_an_object_that_never_trained_is_fitted_to_its_images(config, model):
     assert score(fitted) > score(model.mean())
     without = model.invert(images, cameras, settings=QUICK)
     assert not torch.equal(without.volume, fitted.volume), "silhouettes are compared where they are known"
+    blind = dataclasses.replace(model.trained, config=config.replace(reconstruction=dict(foreground_weight=0.0)))
+    assert torch.equal(
+        without.volume, dataclasses.replace(model, trained=blind).invert(rgba, cameras, settings=QUICK).volume
+    )
     whole = model.complete(rgba, cameras, view=1, settings=QUICK)
     assert whole.origin["kind"] == "completion" and torch.isfinite(whole.volume).all()
 

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.sets.own import experiment_named
-from ..generation.export import VOLUME_UNITS
+from ..generation.export import VOLUME_UNITS, require_mesh_packages
 from ..generation.model import Model, check_count, check_prompt, load
 from ..generation.objects import ObjectError, VolumeObject
 from ..settings.checks import require
@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     out = Path("samples") / options.model if options.out is None else options.out
     if not options.objects:
+        require_mesh_packages()
         check_folder(out)
     model = load(options.model, options.profile, options.training_seed, options.device)
     if options.objects:

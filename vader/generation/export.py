@@ -6,6 +6,7 @@ right-handed, y up, front towards +z. Their colours are the volume's, in which t
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,13 @@ VOLUME_UNITS = (
     "volume: density per unit length, then red, green and blue in [0, 1], on voxel centres that fill the cube "
     "[-1, 1]^3 from face to face; index (channel, z, y, x), each axis rising; y is up, +z the front"
 )
+
+
+def require_mesh_packages() -> None:
+    """Raise ImportError, with the way to get it, unless what meshes are made with is installed."""
+    for module, package in (("trimesh", "trimesh"), ("skimage", "scikit-image")):
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f"meshes need {package}: pip install 'vader[data,eval]'")
 
 
 def triangle_mesh(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray, facts: dict[str, Any]) -> Any:

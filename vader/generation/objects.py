@@ -99,6 +99,7 @@ class VolumeObject:
         surface is carved so that its silhouettes are the rendering's (`carved_surface`).
         Raises ObjectError where there is no surface, ImportError where trimesh or scikit-image is missing.
         """
+        export.require_mesh_packages()
         volume = self.require_finite().volume
         if threshold is None:
             surface = carved_surface(volume, self.view, self.num_samples)
