@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vader.autodecoder.decoder import Decoder
 from vader.data import prepare
-from vader.diffusion.edm import Denoiser, sigma_schedule
-from vader.diffusion.sampling import for_inference, object_generators, sample_objects
+from vader.diffusion.edm import Denoiser
+from vader.diffusion.sampling import for_inference, object_generators, sample_objects, sigma_schedule
 from vader.diffusion.unet3d import UNet3D
 from vader.evaluation.pictures import distance_rows, real_features, sample_features
 from vader.generation.models import load_models

@@ -11,16 +11,8 @@ import torch
 from diffusers import EDMEulerScheduler
 from torch import nn
 
-from vader.diffusion.edm import (
-    Denoiser,
-    drop_condition,
-    edm_loss,
-    guidance_scale,
-    guided,
-    sample,
-    sigma_schedule,
-    standard_normal,
-)
+from vader.diffusion.edm import Denoiser, drop_condition, edm_loss, standard_normal
+from vader.diffusion.sampling import guidance_scale, guided, sample, sigma_schedule
 from vader.settings.checks import ConfigError
 from vader.settings.diffusion import SamplerConfig
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from vader.diffusion.edm import Denoiser, sample
+from vader.diffusion.edm import Denoiser
 from vader.diffusion.sampling import (
     SamplingError,
     for_inference,
     largest_batch,
     object_generators,
+    sample,
     sample_objects,
     sample_to_disk,
 )

@@ -1,4 +1,4 @@
-"""Sampling of many objects: independent of the batch size, streamed to disk, resumed after an interruption.
+"""The sampler: EDM's Heun steps with guidance, and many objects, streamed to disk and resumed when interrupted.
 
 Object i of seed s has its own random stream, derived from (s, i), for its initial noise and for the noise that
 S_churn adds. The batch it is computed in changes it by rounding errors only.
@@ -9,23 +9,107 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..settings.checks import require
+from ..settings.checks import ConfigError, require
 from ..settings.diffusion import SamplerConfig
 from ..store.files import write_json
-from .edm import Denoise, Denoiser, sample, standard_normal
+from .edm import Denoise, Denoiser, Generators, standard_normal
 
 MAX_BATCH = 256  # beyond it a GPU gains nothing, and an interruption costs more
+
+
+def guidance_scale(weight: float, convention: Literal["difference", "ho_salimans"]) -> float:
+    """The weight s of u + s (c - u) that a published guidance weight means.
+
+    'difference' (LDM): the weight is s itself. 'ho_salimans': the weight w of (1 + w) c - w u, so s = 1 + w.
+    """
+    scales = {"difference": weight, "ho_salimans": 1 + weight}
+    require(convention in scales, f"guidance convention {convention!r} is unknown, expected one of {list(scales)}")
+    return scales[convention]
+
+
+def guided(denoise: Denoise, scale: float, batched: bool = True) -> Denoise:
+    """Classifier-free guidance u + s (c - u) from the estimates c with the context and u with the null one.
+
+    `batched` evaluates both in one call on 2b objects, else in two calls on b, which takes half the memory.
+    """
+
+    def guided_denoise(x: Tensor, sigma: Tensor, context: Tensor | None) -> Tensor:
+        null = torch.zeros_like(context)
+        if batched:
+            c, u = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, null])).chunk(2)
+        else:
+            c, u = denoise(x, sigma, context), denoise(x, sigma, null)
+        return u + scale * (c - u)
+
+    return guided_denoise
+
+
+def sigma_schedule(config: SamplerConfig) -> list[float]:
+    """The num_steps + 1 noise levels: sigma_max to sigma_min, equally spaced in sigma^(1 / rho), then 0."""
+    high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    last = config.num_steps - 1
+    return [(high + i / last * (low - high)) ** config.rho for i in range(config.num_steps)] + [0.0]
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    config: SamplerConfig,
+    generators: Generators | None = None,
+    context: Tensor | None = None,
+    batched_guidance: bool = True,
+    progress: Callable | None = None,
+) -> Tensor:
+    """Algorithm 2 of EDM: from N(0, I) noise (b, c, d, h, w) to samples of the same shape, in 2 N - 1 evaluations.
+
+    The state has the dtype of `noise` whatever the network's precision. `generators` draw the noise that S_churn > 0
+    adds; `progress` wraps the range of steps (a tqdm). With a context, guidance other than 1 is applied; then each
+    evaluation covers 2b objects.
+
+    Raises `ConfigError` if guidance lacks a context or churn a generator.
+    """
+    if config.guidance != 1:
+        require(context is not None, f"guidance is {config.guidance}, which needs a context, but there is none")
+        denoise = guided(denoise, config.guidance, batched_guidance)
+    if config.s_churn > 0 and generators is None:
+        raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
+
+    def estimate(x: Tensor, sigma: float) -> Tensor:
+        return denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), context)
+
+    sigmas = sigma_schedule(config)
+    x = sigmas[0] * noise
+    euler = torch.empty_like(x)  # on CPUs, fresh memory costs more than the sums
+    steps = range(config.num_steps)
+    for i in progress(steps) if progress else steps:
+        sigma, following = sigmas[i], sigmas[i + 1]
+        if config.s_churn > 0 and config.s_min <= sigma <= config.s_max:
+            raised = sigma * (1 + min(config.s_churn / config.num_steps, math.sqrt(2) - 1))
+            added = config.s_noise * math.sqrt(raised**2 - sigma**2)
+            fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
+            x, sigma = x.add_(fresh, alpha=added), raised
+        # An Euler step x + (sigma' - sigma) (x - D) / sigma goes to D by the share 1 - sigma' / sigma of the way.
+        torch.lerp(x, estimate(x, sigma), 1 - following / sigma, out=euler)
+        if following > 0:
+            # Heun: the mean of the slopes at both ends leads half as far as one Euler step and, from its end, another.
+            euler.lerp_(estimate(euler, following), sigma / following - 1)
+            x.lerp_(euler, 0.5)
+        else:
+            x.copy_(euler)
+    return x
 
 
 class SamplingError(RuntimeError):
