@@ -16,7 +16,7 @@ from .table5 import PAPER
 from .videos import VIDEO_DATA, video_settings
 
 # The small profiles are Table 5's Chairs column with these changes (`experiment`); all else is the paper's.
-# Settings by which they differ from the paper's text; README's ledger says why.
+# Settings by which they differ from the paper's text; reports/departures.md says why.
 # A density that starts as thin fog and reaches an opaque voxel with weights of order one; colours within [0, 1].
 SMALL_DECODER = dict(density_scale=8.0, density_bias=0.05, colour_activation="sigmoid")
 
