@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import balls, tiny_experiment
 from vader.data import SequenceSet
-from vader.generation.models import load_models
+from vader.generation.volumes import load_models
 from vader.settings.diffusion import TextConfig
 from vader.settings.experiment import Experiment
 
@@ -28,7 +28,7 @@ def letters(captions: list[str], config: TextConfig) -> torch.Tensor:
 
 def use_letters(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("vader.diffusion.text.encode", letters)
-    patch.setattr("vader.generation.models.encode", letters)
+    patch.setattr("vader.generation.volumes.encode", letters)
 
 
 def captioned_balls(config: Experiment) -> SequenceSet:

@@ -91,7 +91,7 @@ def pytorch3d(scene: Scene, device: torch.device) -> Callable[[], tuple[Tensor, 
     from pytorch3d.renderer import EmissionAbsorptionRaymarcher, RayBundle, VolumeRenderer
     from pytorch3d.structures import Volumes
 
-    from vader.data.formats.cameras import to_pytorch3d
+    from vader.data.formats.pytorch3d_cameras import to_pytorch3d
 
     volume, cameras = scene.build(device)
     n = scene.batch * scene.views

@@ -20,7 +20,7 @@ from vader.diffusion.edm import Denoiser
 from vader.diffusion.sampling import for_inference, object_generators, sample_objects, sigma_schedule
 from vader.diffusion.unet3d import UNet3D
 from vader.evaluation.pictures import distance_rows, real_features, sample_features
-from vader.generation.models import load_models
+from vader.generation.volumes import load_models
 from vader.settings.diffusion import SamplerConfig, UNetConfig
 from vader.settings.experiment import Experiment
 from vader.settings.profiles import experiment

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from vader.data import Sequence, load_shards
-from vader.data.preparation import ShardWriter
+from vader.data.pipeline import ShardWriter
 from vader.data.sequence import object_cameras
 from vader.data.views import ShardedViews, draw_views
 from vader.settings.experiment import DataConfig

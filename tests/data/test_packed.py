@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vader.data import load_set, open_set, packed
 from vader.data.packed import read_arrays, read_mesh, read_sheet, write_arrays, write_mesh, write_sheet
-from vader.data.preparation import ShardWriter, pack_set, prepare_set, shard_set
+from vader.data.pipeline import ShardWriter, pack_set, prepare_set, shard_set
 from vader.data.prepared import DataError
 from vader.data.sequence import Sequence, load_packed, load_sequence, object_cameras, save_packed, save_sequence
 from vader.evaluation.shapes import real_shapes

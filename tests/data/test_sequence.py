@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vader.data import prepare
-from vader.data.preparation import prepare_set
+from vader.data.pipeline import prepare_set
 from vader.data.prepared import DataError, data_digest, data_root
 from vader.data.sequence import Sequence, load_sequence, load_set, object_cameras, save_sequence
 from vader.settings.checks import ConfigError

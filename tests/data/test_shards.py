@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import tiny_experiment
 from vader.data import DataError, SequenceSet, ShardedSet, load_shards, open_set
-from vader.data.preparation import ShardWriter, _render_shard, prepare_set
+from vader.data.pipeline import ShardWriter, _render_shard, prepare_set
 from vader.data.prepared import data_digest
 from vader.data.sequence import Sequence, object_cameras
 from vader.data.views import MemoryViews, ShardedViews, draw_views, training_views

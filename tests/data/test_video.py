@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vader.data.preparation import prepare_set
+from vader.data.pipeline import prepare_set
 from vader.data.prepared import DataError
 from vader.data.sequence import load_set
 from vader.data.video import (

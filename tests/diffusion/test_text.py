@@ -12,11 +12,11 @@ from tests.tiny import balls, tiny_experiment
 from vader import stages
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
 from vader.data import DataError
-from vader.data.preparation import prepare_set
+from vader.data.pipeline import prepare_set
 from vader.diffusion import text
 from vader.diffusion.denoising import Denoising
-from vader.generation import models as generation
-from vader.generation.models import Models
+from vader.generation import volumes as generation
+from vader.generation.volumes import Models
 from vader.settings.checks import ConfigError
 from vader.settings.diffusion import PACKAGED_ENCODER, TextConfig
 from vader.settings.profiles import TEXT, experiment

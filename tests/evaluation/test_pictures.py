@@ -12,8 +12,8 @@ from vader.baselines.direct_latent_sampling import direct_latent_sampling
 from vader.evaluation import pictures as evaluation
 from vader.evaluation.metrics import MetricError
 from vader.evaluation.pictures import random_views, render_samples
-from vader.generation import models as generation
-from vader.generation.models import load_models
+from vader.generation import volumes as generation
+from vader.generation.volumes import load_models
 from vader.rendering.render import render_views
 from vader.report import figures
 

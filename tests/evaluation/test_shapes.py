@@ -22,10 +22,10 @@ from vader.evaluation.shapes import (
     score,
     score_subsets,
 )
-from vader.generation import models as generation
-from vader.report.contract import check_row
+from vader.generation import volumes as generation
 from vader.report.figures import cloud_grid
 from vader.report.paper import table4_rows
+from vader.report.schema import check_row
 
 pytest.importorskip("numba")
 

@@ -15,7 +15,7 @@ from tests.trained import captioned_balls, trained_experiments, use_letters
 from vader.autodecoder.inversion import InversionError
 from vader.evaluation.metrics.images import psnr
 from vader.generation.model import load_experiment
-from vader.generation.models import load_models
+from vader.generation.volumes import load_models
 from vader.settings.autodecoder import InversionConfig
 from vader.settings.checks import ConfigError
 from vader.store import runs

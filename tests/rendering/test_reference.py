@@ -249,7 +249,7 @@ def test_pytorch3d_renders_the_same():
     from pytorch3d.renderer import EmissionAbsorptionRaymarcher, NDCMultinomialRaysampler, RayBundle, VolumeRenderer
     from pytorch3d.structures import Volumes
 
-    from vader.data.formats.cameras import to_pytorch3d
+    from vader.data.formats.pytorch3d_cameras import to_pytorch3d
 
     size, samples = 7, 20
     values = torch.rand(2, 4, size, size, size, generator=rng(10)) * torch.tensor([4.0, 1, 1, 1]).view(4, 1, 1, 1)

@@ -26,7 +26,7 @@ from vader.report import (
     validate,
 )
 from vader.report.claims import claims_page, collect_claims
-from vader.report.contract import check_row, report_digest
+from vader.report.schema import check_row, report_digest
 from vader.store.files import write_json
 from vader.store.runs import Run
 from vader.store.weights import resolve

@@ -16,8 +16,8 @@ from vader.autodecoder.reconstruction import Reconstruction
 from vader.data import DataError, prepare
 from vader.evaluation import costs
 from vader.evaluation.metrics.surfaces import solid_parts
-from vader.report.contract import check_row
 from vader.report.paper import TABLE2, table2_rows
+from vader.report.schema import check_row
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import differences
 from vader.stages import autodecoder_settings

@@ -31,7 +31,7 @@ from vader.autodecoder.reconstruction import Reconstruction
 from vader.commands import main as vader
 from vader.commands.train import plan
 from vader.data import SequenceSet
-from vader.data.preparation import SetWriter
+from vader.data.pipeline import SetWriter
 from vader.data.views import MemoryViews
 from vader.evaluation import costs
 from vader.settings.checks import ConfigError

@@ -39,7 +39,7 @@ from ..diffusion.ema import EMA
 from ..diffusion.sampling import for_inference, object_generators
 from ..diffusion.unet3d import UNet3D
 from ..evaluation.costs import denoiser_stages
-from ..generation.cores import spread
+from ..generation.parallel import spread
 from ..settings.checks import require
 from ..settings.diffrf import CHANNELS, DiffRFConfig, FieldDiffusionConfig
 from ..store import runs
@@ -51,7 +51,7 @@ from .radiance_fields import TrainingRays, fields_run, fields_settings, load_fie
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-    from ..generation.models import System
+    from ..generation.volumes import System
 
 
 # diffusers imports its parts when they are asked for, which fails where two threads ask at once.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
-from ..generation.cores import spread
-from ..generation.models import Models, System
+from ..generation.parallel import spread
+from ..generation.volumes import Models, System
 from ..settings.checks import ConfigError
 
 Prior = Literal["standard", "fitted"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import SequenceSet
 from ..diffusion.edm import standard_normal
 from ..diffusion.sampling import object_generators
-from ..generation.cores import side_by_side
+from ..generation.parallel import side_by_side
 from ..rendering.cameras import Cameras
 from ..rendering.rays import voxel_centres
 from ..settings.checks import nearest, require

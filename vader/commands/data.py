@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import READERS, load_set, prepare
 from ..data.formats import FORMATS
 from ..data.formats.sweethome3d import read_catalogues
-from ..data.preparation import pack_set
+from ..data.pipeline import pack_set
 from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder

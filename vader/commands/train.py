@@ -12,7 +12,7 @@ import torch
 from ..articulation.articulated import one_rank
 from ..baselines.diffrf import diffrf_run
 from ..baselines.diffrf import plan as diffrf_plan
-from ..baselines.rivals import GANS, RIVALS
+from ..baselines.systems import GANS, RIVALS
 from ..data import SequenceSet, ShardedSet, prepare
 from ..data.sets.own import experiment_named
 from ..evaluation import costs

@@ -5,7 +5,7 @@ A prepared set is a folder `<data root>/<name>-<digest>`:
     manifest.json       written last: what the set is, its objects, their pixel checksums
     objects/<key>/      one object; `vader.data.sequence` and `vader.data.video` say what is in it
 
-`vader.data.preparation` writes such folders. Some come with the package, packed, and lie in `EMBEDDED`. All errors are
+`vader.data.pipeline` writes such folders. Some come with the package, packed, and lie in `EMBEDDED`. All errors are
 `DataError`s that name file, object, field and expectation.
 """
 

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from ..data import SequenceSet
 from ..diffusion.sampling import object_generators
-from ..generation import cores
-from ..generation.cores import side_by_side
-from ..generation.models import BATCH, Generator, Models, System
+from ..generation import parallel
+from ..generation.parallel import side_by_side
+from ..generation.volumes import BATCH, Generator, Models, System
 from ..rendering.cameras import Cameras, sample_orbit
 from ..rendering.render import render_views
 from ..settings.experiment import EvaluationConfig, Experiment
@@ -66,7 +66,7 @@ def render_samples(
     Those of a broken sample are NaN. Raises MetricError where a generator's pictures are not of the cameras' size.
     """
     generator = models.generator(system, name)
-    size = min(cores.BATCH, BATCH) if models.device.type == "cpu" else BATCH
+    size = min(parallel.BATCH, BATCH) if models.device.type == "cpu" else BATCH
 
     def render(indices: range) -> Tensor:
         cameras = [random_views(models.config, index, views, seed) for index in indices]

@@ -24,7 +24,7 @@ from .metrics.images import psnr
 from .metrics.poses import adjusted_rand_index, match_parts, normal_error, pose_errors, silhouette_iou
 
 if TYPE_CHECKING:
-    from ..generation.models import System
+    from ..generation.volumes import System
 
 ROOT = 0  # the part that all others hang on comes first in the truth
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from ..data import DataError, SequenceSet
-from ..generation import models as generation
-from ..generation.models import Generator
+from ..generation import volumes as generation
+from ..generation.volumes import Generator
 from .metrics import MetricError
 from .metrics.distribution import Estimate
 from .metrics.geometry import distance_matrix

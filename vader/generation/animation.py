@@ -109,7 +109,7 @@ class Animator:
 
     def generate(self, index: int, seed: int = 0) -> Tensor:
         """A new subject (1 + 3 + p, S, S, S): sample `index` of the latent diffusion, which is trained if need be."""
-        from .models import load_models
+        from .volumes import load_models
 
         return load_models(self.config, self.data, self.device.type).ours()([index], seed)[0]
 

@@ -35,9 +35,9 @@ from ..store.runs import Run, RunError
 from ..store.weights import WeightsError, resolve
 from ..training import select_device
 from ..training.process import keep_freed_memory
-from .cores import spread
-from .models import Models, System, load_models
 from .objects import VolumeObject
+from .parallel import spread
+from .volumes import Models, System, load_models
 
 BATCH = 4  # samples that one core of a CPU draws at once: a user waits for few, and wants them from all cores
 

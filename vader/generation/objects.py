@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..rendering.cameras import AZIMUTHS, Cameras, turntable
-from ..rendering.pictures import picture_row
 from ..rendering.render import render_views
+from ..rendering.strips import picture_row
 from ..rendering.surface import carved_surface, extract_surface, surface_colours
 from ..settings.checks import nearest
 from ..settings.experiment import DataConfig

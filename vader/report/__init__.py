@@ -16,9 +16,9 @@ Commands: `vader report table1 --profile laptop -p data=furniture` runs a notebo
 """
 
 from .claims import decide, decide_ratio, seed_interval
-from .contract import ReportError, validate
 from .notebook import ParameterError, begin, check_parameters
 from .report import Report, load, read_reports
+from .schema import ReportError, validate
 from .tables import frame, table
 
 __all__ = [

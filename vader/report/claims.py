@@ -11,9 +11,9 @@ from typing import Any
 
 from ..store.files import write_json
 from ..store.paths import reports_dir
-from .contract import VERDICTS, ReportError
 from .page import STYLE, write_page
 from .report import read_reports
+from .schema import VERDICTS, ReportError
 
 
 def decide(difference: float, low: float, high: float) -> str:

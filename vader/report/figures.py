@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import SequenceSet
 from ..evaluation.metrics.features import to_uint8
 from ..rendering.cameras import AZIMUTHS, ELEVATION
-from ..rendering.pictures import picture_row
+from ..rendering.strips import picture_row
 from ..settings.experiment import DataConfig
 
 if TYPE_CHECKING:

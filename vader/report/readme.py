@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..store.paths import project_root, reports_dir
-from .contract import SYSTEMS
 from .report import read_reports
+from .schema import SYSTEMS
 
 START, END = "<!-- table1 -->", "<!-- /table1 -->"
 ROWS = (  # system, variant in reports, status

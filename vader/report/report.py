@@ -12,8 +12,8 @@ from ..store.paths import reports_dir
 from ..store.provenance import environment
 from ..store.runs import Run, utc_now
 from ..store.weights import taken
-from .contract import COUNTS, ReportError, check_claim, check_row, report_digest, validate
 from .png import SAVED_AS, figure_png
+from .schema import COUNTS, ReportError, check_claim, check_row, report_digest, validate
 from .tables import table
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .contract import COUNTS, METRICS, SYSTEMS
+from .schema import COUNTS, METRICS, SYSTEMS
 
 if TYPE_CHECKING:
     import pandas

@@ -27,7 +27,7 @@ from ..evaluation.poses import (
     score_animation,
 )
 from ..generation.animation import Animator
-from ..generation.models import System
+from ..generation.volumes import System
 from ..report import decide, seed_interval
 from ..settings.experiment import DataConfig
 

@@ -16,7 +16,7 @@ from ..autodecoder.reconstruction import load_autodecoder
 from ..data import SequenceSet
 from ..evaluation import costs
 from ..evaluation.pictures import Mean, heldout_reconstruction
-from ..generation.models import Models
+from ..generation.volumes import Models
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.studies import study

@@ -29,8 +29,8 @@ from ..evaluation import costs
 from ..evaluation import pictures as evaluation
 from ..evaluation.metrics.features import Features
 from ..evaluation.metrics.surfaces import solid_parts
-from ..generation import models as generation
-from ..generation.models import Models
+from ..generation import volumes as generation
+from ..generation.volumes import Models
 from ..report import decide, figures, seed_interval
 from ..settings.checks import require
 from ..settings.experiment import EvaluationConfig, Experiment

@@ -19,7 +19,7 @@ from vader.data import DataError, ShardedSet, load_set, open_set, prepare, prepa
 from vader.data.formats import sweethome3d
 from vader.data.formats.sweethome3d import CatalogueNotFound
 from vader.data.meshes import render as mesh_render
-from vader.data.preparation import pack_set
+from vader.data.pipeline import pack_set
 from vader.data.prepared import EMBEDDED
 from vader.data.sets import furniture
 from vader.diffusion.text import embeddings_file

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from vader.evaluation.metrics import MetricError, distribution, features
 from vader.evaluation.metrics.features import Features
-from vader.report.contract import check_row
+from vader.report.schema import check_row
 
 
 def gaussian(objects: int, views: int, f: int = 16, shift: float = 0.0, spread: float = 0.2, seed: int = 0) -> Features:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vader.evaluation.metrics import MetricError, geometry
-from vader.report.contract import check_row
+from vader.report.schema import check_row
 
 pytest.importorskip("numba")
 

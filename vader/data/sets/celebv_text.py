@@ -25,7 +25,7 @@ import torch
 from ...settings.checks import ConfigError
 from ...settings.experiment import DataConfig
 from ..formats.videos import SUFFIXES, Masker, Undecodable, mask_beside, masked_frames, squared
-from ..preparation import prepare_set, run_each
+from ..pipeline import prepare_set, run_each
 from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from ..video import VIDEOS, Video, check_video_settings, load_videos, train_share
 

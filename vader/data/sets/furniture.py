@@ -40,7 +40,7 @@ from ..meshes.render import (
     stretch_factors,
     to_canonical,
 )
-from ..preparation import ShardWriter, prepare_set, shard_set
+from ..pipeline import ShardWriter, prepare_set, shard_set
 from ..prepared import EMBEDDED, DataError, SequenceSet, data_digest, data_root
 from ..sequence import Sequence, load_set, object_cameras
 from ..shards import ShardedSet

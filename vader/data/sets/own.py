@@ -25,7 +25,7 @@ from ...settings.checks import ConfigError, require
 from ...settings.experiment import DataConfig, Experiment
 from ...settings.profiles import experiment
 from ..formats import Options, Scene, detect, read, scan
-from ..preparation import prepare_set
+from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet, data_root, read_json
 from ..sequence import Sequence, load_set
 from ..video import Video

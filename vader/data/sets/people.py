@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from ...settings.experiment import DataConfig
 from ..meshes.raycast import LIGHT_RIG
-from ..preparation import SetWriter, prepare_set
+from ..pipeline import SetWriter, prepare_set
 from ..prepared import DataError, SequenceSet
 from ..synthetic.motion import CYCLES, Clip, clip_folder, curve, read_clip, rotations
 from ..synthetic.people_looks import HAIR_CUTS, Person, albedo, dress, person, person_draw

@@ -14,7 +14,7 @@ import torch
 from ...settings.checks import ConfigError, nearest
 from ...settings.experiment import DataConfig
 from ..meshes.raycast import LIGHT_RIG, SPHERE_RADIUS, mesh, render
-from ..preparation import prepare_set
+from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet
 from ..sequence import Sequence, object_cameras
 from ..shards import ShardedSet

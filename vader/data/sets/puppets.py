@@ -20,7 +20,7 @@ import torch
 
 from ...settings.experiment import DataConfig
 from ..meshes.raycast import LIGHT_RIG, Material, Primitive, render_labelled
-from ..preparation import prepare_set
+from ..pipeline import prepare_set
 from ..prepared import SequenceSet
 from ..synthetic.factors import colour_name
 from ..synthetic.motion import CYCLES, Draw, curve, rotations

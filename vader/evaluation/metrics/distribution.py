@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...generation.cores import one_thread_each, side_by_side
+from ...generation.parallel import one_thread_each, side_by_side
 from . import MetricError, optional_import
 from .features import Features, metric_names
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...generation.cores import side_by_side
+from ...generation.parallel import side_by_side
 from ...store import weights
 from . import MetricError, optional_import
 

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from vader.baselines import rivals
-from vader.baselines.rivals import RIVALS, trained_rivals
-from vader.generation.models import Models
+from vader.baselines import systems
+from vader.baselines.systems import RIVALS, trained_rivals
+from vader.generation.volumes import Models
 from vader.rendering.cameras import turntable
 from vader.settings.diffrf import diffrf
 from vader.settings.gans import EG3D_PROFILES, PI_GAN_PROFILES
@@ -29,7 +29,7 @@ def models(config, data, monkeypatch):
         diffusion=dict(fields_seen=8, batch_size=4, guidance_rays=16, guidance_samples=8),
         sampler=dict(num_steps=2),
     )
-    monkeypatch.setattr(rivals, "diffrf", lambda profile, seed: fields.replace(seed=seed))
+    monkeypatch.setattr(systems, "diffrf", lambda profile, seed: fields.replace(seed=seed))
     return Models(config, data, (), None, torch.device("cpu"))
 
 

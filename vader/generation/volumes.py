@@ -23,7 +23,7 @@ from ..stages import autodecoder_run, diffusion_run
 from ..store.runs import Run
 from ..training import select_device
 from ..training.process import keep_freed_memory
-from .cores import spread
+from .parallel import spread
 
 # Volumes (n, 4, S, S, S) of the samples with these numbers, drawn with this seed.
 System = Callable[[Sequence[int], int], Tensor]

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from vader.data.formats.cameras import from_pytorch3d, to_pytorch3d
+from vader.data.formats.pytorch3d_cameras import from_pytorch3d, to_pytorch3d
 from vader.data.formats.transforms import from_transforms, to_transforms
 from vader.data.prepared import DataError
 from vader.rendering.cameras import Cameras, look_at, sample_orbit

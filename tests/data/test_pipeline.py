@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vader.data import prepare, sequence
-from vader.data.preparation import SetWriter, prepare_set
+from vader.data.pipeline import SetWriter, prepare_set
 from vader.data.prepared import DataError
 from vader.data.sequence import Sequence, load_sequence, load_set, object_cameras
 from vader.settings.checks import ConfigError

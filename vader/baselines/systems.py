@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..generation.models import Generator, Models
+from ..generation.volumes import Generator, Models
 from ..settings.diffrf import diffrf
 from ..store import runs
 from ..store.runs import Run

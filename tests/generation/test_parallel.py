@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vader.generation.cores import side_by_side
+from vader.generation.parallel import side_by_side
 
 
 @pytest.mark.parametrize("threads", (1, 3))
