@@ -14,6 +14,7 @@ from ..data.formats import FORMATS
 from ..data.formats.sweethome3d import read_catalogues
 from ..data.pipeline import pack_set
 from ..data.prepared import EMBEDDED, SequenceSet
+from ..data.reading.passes import said_of
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
@@ -21,6 +22,7 @@ from ..data.video import Video
 from ..report.png import fine_png
 from ..settings.checks import require
 from ..settings.experiment import DataConfig
+from ..settings.profiles import DOWNLOADED, experiment
 from ..store.files import write_file
 
 
@@ -50,12 +52,16 @@ def beside_embedded(data: SequenceSet) -> str | None:
 
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet:
     if given.own_name:
-        return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers)
+        return prepare_folder(
+            Path(given.name), given.own_name, given.profile, given.format, given.workers, strict=given.strict
+        )
     folder = given.name not in READERS and Path(given.name).is_dir()
     require(not folder, f"{given.name} is a folder; expected --name, which says what the set made of it is called")
     names = ("source", "workers", "objects_per_shard")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
-    return prepare(experiment_named(given.profile, given.name).data, **options)
+    options |= {"strict": True} if given.strict else {}
+    from_files = given.source is not None and given.name in DOWNLOADED  # whose counts are what is asked for, at most
+    return prepare((experiment if from_files else experiment_named)(given.profile, given.name).data, **options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--source",
         help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder; "
-        "people_bodies: folder of motion clips",
+        f"people_bodies: folder of motion clips; {', '.join(DOWNLOADED)}: folder of the files, as their data cards "
+        "have them",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at an object that cannot be used (default: name it and go on)"
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
@@ -90,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     data = _prepared(given)
+    for line in said_of(data.folder):
+        print(line)
     if isinstance(data, ShardedSet):
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0

@@ -19,6 +19,7 @@ from ..evaluation import costs
 from ..settings.checks import require
 from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
+from ..settings.profiles import DOWNLOADED, experiment
 from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..training.distributed import Ranks, current, joined, require_several, threads_each
@@ -82,7 +83,7 @@ def _train_baseline(options: argparse.Namespace) -> int:
     alone = options.ranks == 1 and not (options.microbatches or options.partitioned or options.shard)
     require(alone, f"{RIVALS[name]} trains in one process, expected none of --ranks, --microbatches, --shard")
     require(options.stage == "all", f"--stage is for our two stages, expected none with --system {name}")
-    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
+    config = _named(options)
     field_config = diffrf(options.profile, options.seed) if name == "diffrf" else None
     if options.dry_run:
         print(diffrf_plan(field_config, config.data.num_objects) if field_config else GANS[name].plan(options.profile))
@@ -96,6 +97,18 @@ def _train_baseline(options: argparse.Namespace) -> int:
     return 0
 
 
+def _named(options: argparse.Namespace) -> Experiment:
+    """The experiment of a data set. One of the paper's sets is prepared first where its source is given, since what is
+    found decides the settings; the source is done with then."""
+    if options.source is not None and options.data in DOWNLOADED and not options.dry_run:
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        require(alone, f"--source of {options.data} is for one process, expected 'vader data {options.data}' before it")
+        shards = {} if options.objects_per_shard is None else {"objects_per_shard": options.objects_per_shard}
+        prepare(experiment(options.profile, options.data).data, source=options.source, **shards)
+        options.source = None
+    return experiment_named(options.profile, options.data).replace(seed=options.seed)
+
+
 def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | ShardedSet:
     reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
     return prepare(config.data, **{name: value for name, value in reading.items() if value is not None})
@@ -103,7 +116,7 @@ def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
     """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
-    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
+    config = _named(options)
     if options.microbatches or options.partitioned:
         parts = {"microbatches": options.microbatches or 1}
         config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)

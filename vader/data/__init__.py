@@ -29,6 +29,10 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "people_heads": "people",
     "people_bodies": "people",
     "celebv_text": "celebv_text",
+    "abo_tables": "abo_tables",
+    "photoshape_chairs": "photoshape_chairs",
+    "mvimgnet": "mvimgnet",
+    "objaverse": "objaverse",
 }
 
 
@@ -36,8 +40,9 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
     """The data set that `config` describes: loaded if it is prepared or comes with the package, rendered first if not.
 
     options go to the reader: `workers` (processes), `source` (furniture: where the models are; celebv_text: where the
-    video files are; people_bodies: where the motion clips are), and `objects_per_shard`, which makes it a sharded set
-    of tars.
+    video files are; people_bodies: where the motion clips are; the paper's other sets: where their files are, see their
+    data cards), `strict` (of the latter: an object that cannot be used is an error), and `objects_per_shard`, which
+    makes it a sharded set of tars.
     Raises ConfigError for an unknown name or an option that its reader does not take, and DataError for data that
     cannot be used.
     """

@@ -49,14 +49,16 @@ def read(scene: Scene, options: Options) -> Sequence:
     return read_with_mesh(scene, options)[0]
 
 
-def read_with_mesh(scene: Scene, options: Options) -> tuple[Sequence, trimesh.Trimesh]:
+def read_with_mesh(
+    scene: Scene, options: Options, parts_of_it: tuple[list[Part], list[str]] | None = None
+) -> tuple[Sequence, trimesh.Trimesh]:
     """The model as `options.cameras` see it, and its mesh with colours of vertices, in the cube.
 
-    Raises ConfigError without cameras, and DataError for a model that cannot be read or has no extent, no faces,
-    coordinates that are not finite, or too many triangles.
+    parts_of_it: what `read_parts` gave, where that was called before. Raises ConfigError without cameras, and DataError
+    for a model that cannot be read or has no extent, no faces, coordinates that are not finite, or too many triangles.
     """
     require(options.cameras is not None, "3D models come without cameras: options.cameras is None, expected some")
-    parts, missing = read_parts(scene)
+    parts, missing = parts_of_it or read_parts(scene)
     cameras = options.cameras(scene.key)
     turn = up_rotation(options.placing.up or scene.placing.up or "y", cameras)
     corners = np.concatenate([p.vertices for p in parts]) @ turn.T

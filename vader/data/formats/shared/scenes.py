@@ -324,7 +324,8 @@ class _Developer:
         """A mask file wins, then alpha that varies, then the background's colour, then the mask step."""
         options = self.options
         if view.mask is not None:
-            mask = images.open_mask(view.mask, f"{view.mask}: object {self.scene.key!r}: mask", picture.size)
+            where, hard = f"{view.mask}: object {self.scene.key!r}: mask", options.mask_threshold is not None
+            mask = images.open_mask(view.mask, where, picture.size, nearest=hard)
         elif picture.alpha is not None and picture.alpha.min() < 255:
             mask = picture.alpha
         elif options.background is not None:
