@@ -96,21 +96,18 @@ class Found:
 # ---------------------------------------------------------------------------------------- splits and views
 
 
-def split_scenes(found: Found, config: DataConfig) -> list[Scene]:
-    """Scenes with their splits: as the data say if they name test objects, else whole groups by a hash of seed and
-    name until `heldout_objects` are held out, of a fifth of all objects at most, but of one where there are two."""
-    scenes = found.scenes
-    if any(scene.split == "test" for scene in scenes):
-        return scenes
-    groups: dict[str, list[Scene]] = {}
+def heldout_keys(scenes: list[Scene], config: DataConfig, group: Callable[[Scene], str]) -> set[str]:
+    """Keys of test objects where the data name none: whole groups, by a hash of seed and name, until `heldout_objects`
+    are held out, of a fifth of all objects at most, but of one group where there are two."""
+    groups: dict[str, list[str]] = {}
     for scene in scenes:
-        groups.setdefault(found.group(scene), []).append(scene)
+        groups.setdefault(group(scene), []).append(scene.key)
     limit = min(config.heldout_objects, max(len(scenes) // 5, 1)) if len(groups) > 1 else 0
     heldout: set[str] = set()
     for name in sorted(groups, key=partial(hashed, config.seed)):
         if len(heldout) < limit and len(heldout) + len(groups[name]) < len(scenes):
-            heldout.update(scene.key for scene in groups[name])
-    return [dataclasses.replace(s, split="test" if s.key in heldout else "train") for s in scenes]
+            heldout.update(groups[name])
+    return heldout
 
 
 def hashed(seed: int, name: str) -> bytes:

@@ -34,7 +34,7 @@ from ..prepared import DataError, SequenceSet, data_root, read_json, write_json
 from ..sequence import Sequence, load_sequence, object_cameras
 from ..shards import ShardedSet
 from .earlier import REPORT, Earlier, asked, sets_called
-from .objects import FEWEST_VIEWS, Found, Job, hashed, read_object, settings_of, split_scenes, stamp
+from .objects import FEWEST_VIEWS, Found, Job, hashed, heldout_keys, read_object, settings_of, stamp
 
 LOOKED_AT = 8  # objects whose views are counted, to say how many views all have
 SHOWN = 3  # reasons in a message
@@ -54,7 +54,7 @@ def prepare_found(
     Raises DataError where no training object is left, and for an output folder that cannot be written.
     """
     root = root or data_root()
-    reading = _Reading(config, dataclasses.replace(found, scenes=split_scenes(found, config)), root, strict)
+    reading = _Reading(config, found, root, strict)
     if earlier := reading.done_before(objects_per_shard is not None):
         return earlier.opened(objects_per_shard)
     workers = torch.get_num_threads() if workers is None else workers
@@ -67,6 +67,15 @@ def prepare_found(
 
 def _as_written(folder: Path) -> tuple[Sequence, None]:
     return load_sequence(folder), None
+
+
+def _write_split(folder: Path, split: str) -> None:
+    """What an object's file says of its split, which is known in the end."""
+    file = folder / "object.json"
+    about = read_json(file, folder.name, ("split",))
+    if about["split"] != split:
+        write_json(folder / ".object.json", about | {"split": split})
+        (folder / ".object.json").replace(file)
 
 
 class _Reading:
@@ -82,6 +91,7 @@ class _Reading:
         text = json.dumps(identity, sort_keys=True, default=str)
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.folder = root / f".{config.name}-reading-{self.digest[:12]}"
+        self.told = any(scene.split == "test" for scene in found.scenes)  # by the data, which objects are held out
         self.ready: dict[str, Sequence] = {}  # objects that were looked at, with as many views as all will have
 
     def done_before(self, sharded: bool) -> Earlier | None:
@@ -132,6 +142,8 @@ class _Reading:
         except OSError as error:
             raise DataError(f"{self.folder}: output folder is not writable ({error}); set VADER_DATA to one") from error
         wanted = {"train": self.config.num_objects, "test": self.config.heldout_objects}
+        if not self.told:
+            wanted = {"train": self.config.num_objects + self.config.heldout_objects}
         waiting = {split: [s for s in self._order() if s.split == split] for split in wanted}
         kept: dict[str, dict[str, Any]] = {}
         heldout = settings.heldout_views if self.found.posed else 0
@@ -173,7 +185,7 @@ class _Reading:
         self, settings: DataConfig, kept: dict[str, dict[str, Any]], objects_per_shard: int | None
     ) -> SequenceSet | ShardedSet:
         """The set, training objects first, each split in natural order of its keys, and its report."""
-        splits = {scene.key: scene.split for scene in self.found.scenes if scene.key in kept}
+        splits = self._split(kept)
         keys = sorted(splits, key=lambda key: (splits[key] == "test", natural(key)))
         counts = [list(splits.values()).count(split) for split in ("train", "test")]
         if counts[0] == 0:
@@ -181,9 +193,11 @@ class _Reading:
             raise DataError(_none_left(self.config.name, [text for found in dropped for text in found.values()]))
         config = dataclasses.replace(settings, num_objects=counts[0], heldout_objects=counts[1])
         objects = {key: [splits[key], kept[key]["sha256"]] for key in keys}
-        sources = {self.found.kind: self.found.identity | {"objects": objects}}
-        writer = SetWriter(config, sources, self.root)
         jobs = {key: self.folder / "objects" / key for key in keys}
+        sources = {self.found.kind: self.found.identity | {"objects": objects}}
+        for key in keys:
+            _write_split(jobs[key], splits[key])
+        writer = SetWriter(config, sources, self.root)
         if objects_per_shard is None and not writer.finished:
             for key in writer.pending(keys):
                 jobs[key].rename(writer.object_folder(key))
@@ -213,7 +227,21 @@ class _Reading:
 
     def _order(self) -> list[Scene]:
         """Training objects, then held-out ones, each in the order of a hash: any first few are like all others."""
-        return sorted(self.found.scenes, key=lambda s: (s.split == "test", hashed(self.config.seed, s.key)))
+        if self.told:
+            return sorted(self.found.scenes, key=lambda s: (s.split == "test", hashed(self.config.seed, s.key)))
+        return sorted(
+            self.found.scenes, key=lambda s: [hashed(self.config.seed, n) for n in (self.found.group(s), s.key)]
+        )
+
+    def _split(self, kept: dict[str, Any]) -> dict[str, str]:
+        """Splits of the objects kept: as the data say, else some groups of those that can be used are held out."""
+        scenes = [scene for scene in self._order() if scene.key in kept]
+        if self.told:
+            return {scene.key: scene.split for scene in scenes}
+        heldout = heldout_keys(scenes, self.config, self.found.group)
+        training = [scene.key for scene in scenes if scene.key not in heldout]
+        self.found.sieve.notes["not_needed"] += len(training[self.config.num_objects :])
+        return dict.fromkeys(training[: self.config.num_objects], "train") | dict.fromkeys(heldout, "test")
 
     def _left_out(self, scene: Scene) -> bool:
         reason = self.found.check(scene) if self.found.check is not None else None
