@@ -17,7 +17,6 @@ from tests.data.formats.test_colmap import WORLD, poses, write_model
 from vader.commands import main as vader
 from vader.data import prepare
 from vader.data.prepared import DataError
-from vader.data.reading.objects import Judgement
 from vader.data.sets.mvimgnet import read_categories
 from vader.data.sets.own import experiment_named
 from vader.settings.profiles import experiment
@@ -142,34 +141,41 @@ def test_what_was_dropped_is_counted_and_named(source):
 def test_objects_in_which_nothing_is_detected_are_out(source):
     asked = Counter()
 
-    def detector(picture, name):
-        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    def detector(pictures, name):
+        assert len(pictures) == 3 and all(p.shape == (64, 64, 3) and p.dtype == np.uint8 for p in pictures)
         asked[name] += 1
-        return [] if name == "wahser" else [(1, 2, 3, 4)]
+        return [None, None, None] if name == "wahser" else [None, (1, 2, 3, 4), None]
 
     data = prepare(CONFIG, source=source, workers=1, detector=detector)
     report = json.loads((data.folder / "filter.json").read_text())
     assert report["dropped_objects"]["nothing is detected"].keys() == {"2-bbbb0001", "2-bbbb0002"}
     assert report["dropped"]["nothing is detected"] == 2 and report["rules"]["detection"].startswith("no box in 3")
     assert {s.key for s in data} == set(GOOD) - {"2-bbbb0001"}
-    assert asked["wahser"] == 6 and asked["bag"] == 2, "one box is enough, three pictures without are too few"
-    assert asked["object"] == 2, "a class that the list does not name"
+    assert asked == {"bag": 2, "wahser": 2, "Toy butterfly": 2, "object": 2}, "the list does not name class 7"
 
 
 def test_a_judge_of_masks_drops_objects_by_its_rule(source):
+    class Verdict:
+        dropped = {"203-cccc0001": "loss 0.9, more than 0.5"}
+
+        def report(self):
+            return {"rule": "more than median + 8 MAD", "threshold": 0.5, "objects": seen}
+
+    seen = []
+
     def judge(objects):
-        losses = {}
         for found in objects:
             assert found.masks.shape == (12, 32, 32) and len(found.cameras) == 12
-            losses[found.key] = 0.9 if found.key == "203-cccc0001" else 0.1
-        return Judgement(losses, 0.5, "more than median + 8 MAD")
+            seen.append(found.key)
+        return Verdict()
 
     data = prepare(CONFIG, source=source, workers=1, mask_judge=judge)
     report = json.loads((data.folder / "filter.json").read_text())
     assert {s.key for s in data} == set(GOOD) - {"203-cccc0001"}
     assert report["dropped"] == {"cannot be used": 4, "masks do not fit one shape": 1}
-    assert report["rules"]["mask fit"] == "more than median + 8 MAD" and report["mask_fit"]["threshold"] == 0.5
-    assert report["mask_fit"]["losses"].keys() == set(GOOD)
+    assert report["dropped_objects"]["masks do not fit one shape"] == Verdict.dropped
+    assert report["mask_fit"]["rule"] == "more than median + 8 MAD" and report["mask_fit"]["threshold"] == 0.5
+    assert set(report["mask_fit"]["objects"]) == set(GOOD)
     assert experiment_named("smoke", "mvimgnet").data.num_objects + len(data.split("test")) == 3
 
 

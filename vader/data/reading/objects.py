@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -50,13 +50,12 @@ class Sieve:
         self.dropped.setdefault(reason, {})[key] = message
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What a judge of all objects says: their losses by key, those above the threshold are out; the rule in words."""
+class Judgement(Protocol):
+    """What a judge of all objects says: why some are out, by key; its rule, thresholds and losses for filter.json."""
 
-    losses: dict[str, float]
-    threshold: float
-    rule: str
+    dropped: dict[str, str]
+
+    def report(self) -> dict[str, Any]: ...
 
 
 def read_posed(scene: Scene, options: Options) -> tuple[Sequence, None]:

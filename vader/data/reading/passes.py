@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from .objects import FEWEST_VIEWS, Found, Job, hashed, heldout_keys, read_object
 
 LOOKED_AT = 8  # objects whose views are counted, to say how many views all have
 SHOWN = 3  # reasons in a message
+MISFIT = "masks do not fit one shape"
 
 
 def prepare_found(
@@ -169,17 +169,13 @@ class _Reading:
         return kept
 
     def judged(self, kept: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Those that the judge leaves, its rule and threshold written down."""
+        """Those that the judge leaves. Its rule and thresholds are written down."""
         sequences: Iterator[Sequence] = (load_sequence(self.folder / "objects" / key) for key in kept)
         verdict = self.found.judge(sequences)
-        sieve = self.found.sieve
-        sieve.rules["mask fit"] = verdict.rule
-        sieve.notes["mask_fit"] = {"threshold": verdict.threshold, "losses": verdict.losses}
-        for key in kept:
-            if (loss := verdict.losses.get(key, math.inf)) > verdict.threshold:
-                sieve.drop("masks do not fit one shape", key, f"loss {loss:.4g}, more than {verdict.threshold:.4g}")
-        gone = sieve.dropped.get("masks do not fit one shape", {})
-        return {key: finding for key, finding in kept.items() if key not in gone}
+        for key in kept.keys() & verdict.dropped.keys():
+            self.found.sieve.drop(MISFIT, key, verdict.dropped[key])
+        self.found.sieve.notes["mask_fit"] = verdict.report()
+        return {key: finding for key, finding in kept.items() if key not in verdict.dropped}
 
     def finish(
         self, settings: DataConfig, kept: dict[str, dict[str, Any]], objects_per_shard: int | None

@@ -46,7 +46,7 @@ CATEGORIES = "mvimgnet_category.txt"
 DETECTED = 3  # pictures of an object, spread over all, that the detector looks at: it is out if none shows any box
 NOT_DETECTED = "nothing is detected"
 LICENCE = "terms of use of MVImgNet, by form"
-Detector = Callable[[np.ndarray, str], Any]  # (h, w, 3) uint8 and the category's name -> boxes, as many as are found
+Detector = Callable[[list[np.ndarray], str], list[Any]]  # (h, w, 3) uint8 each, and a name -> of each a box or None
 MaskJudge = Callable[[Iterable[Sequence]], Judgement]
 
 
@@ -175,12 +175,11 @@ class _Detection:
         folder = scene.place / "images"
         pictures = [f for f in picture_files(folder) if colmap.STRAY not in f.name] if folder.is_dir() else []
         chosen = [pictures[i * len(pictures) // DETECTED] for i in range(min(DETECTED, len(pictures)))]
-        name = scene.attributes.get("category", "object")
+        shown = []
         for file in chosen:
             try:
-                picture = open_picture(file, f"{file}: object {scene.key!r}").colour
+                shown.append(open_picture(file, f"{file}: object {scene.key!r}").colour)
             except DataError:
                 continue  # said when the object is read
-            if len(self.detector(picture, name)):
-                return None
-        return NOT_DETECTED if chosen else None
+        boxes = self.detector(shown, scene.attributes.get("category", "object")) if shown else []
+        return NOT_DETECTED if shown and all(box is None for box in boxes) else None
