@@ -1,4 +1,4 @@
-"""`Report`, which a notebook fills and saves, and the verdict on a claim."""
+"""`Report`, which a notebook fills and saves."""
 
 from __future__ import annotations
 

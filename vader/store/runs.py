@@ -3,13 +3,13 @@
 A run is a folder `runs/<name>-<first 12 digits of the digest>`:
 
     settings.json     schema version, name, digest and the settings it is the digest of
-    record.json       what happened: commit, versions, device, seconds, peak memory, seed, loss curves
+    record.json       the course of the training: commit, versions, device, seconds, peak memory, seed, loss curves
     *.safetensors     weights, with their configuration as JSON metadata
     DONE              written last: the SHA-256 of each weights file
 
 While it trains it is called `….partial` and also holds `checkpoint*` files, which go when it is
 published. Equal settings have equal digests, and any other setting makes another run, so a changed
-default cannot meet a stale result; device, worker count and log paths are no settings. `get` finds
+default cannot meet a stale result. Device, worker count and log paths are no settings. `get` finds
 a run here or among the committed reference runs, or trains it.
 """
 
@@ -62,7 +62,7 @@ class Paused(Exception):
 
 
 class Pixels(Protocol):
-    """What the store asks of a data set: how its pictures differ from those of a run's record."""
+    """The interface of a data set to the store: how its pictures differ from those of a run's record."""
 
     def compare_pixels(self, record: dict[str, Any]) -> str | None:
         """None, or a sentence on how large the difference is. Raises ValueError with it where it is no small one."""
@@ -235,7 +235,7 @@ def publish(work: Path) -> Run:
 
 
 class Record:
-    """What happened while a run trained: `record.json` in its work folder, to be saved at each checkpoint.
+    """The course of a training: `record.json` in the run's work folder, to be saved at each checkpoint.
 
     One session per process that worked on the run, with its commit, versions, device, seconds and peak memory,
     and curves on the training's own clock (images or latents seen).
