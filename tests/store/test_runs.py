@@ -292,8 +292,8 @@ def test_the_record_adds_up_sessions_and_forgets_what_a_resumed_training_repeats
         first.log("diffusion", clock, loss=torch.tensor(1.0))
     first.save()
     second = Record(tmp_path, seed=3, data="x")
-    second.rewind("diffusion", 10)
-    second.log("diffusion", 15, loss=0.5)
+    second.rewind("diffusion", 15)
+    second.log("diffusion", 15, loss=0.5)  # the first step after a checkpoint at 15
     second.save()
     record = read_json(tmp_path / "record.json")
     assert [point["clock"] for point in record["curves"]["diffusion"]] == [0, 10, 15]

@@ -263,10 +263,10 @@ class Record:
         self.content["curves"].setdefault(curve, []).append(point)
 
     def rewind(self, curve: str, clock: int) -> None:
-        """Drop the points after `clock`: a training that resumes from there will pass them again."""
+        """Drop the points from `clock` on: a training that resumes from there will pass them again."""
         curves = self.content["curves"]
         if curve in curves:
-            curves[curve] = [point for point in curves[curve] if point["clock"] <= clock]
+            curves[curve] = [point for point in curves[curve] if point["clock"] < clock]
 
     def save(self) -> None:
         self.session |= {"seconds": time.monotonic() - self._start, "peak_memory_bytes": peak_memory(self.device)}
