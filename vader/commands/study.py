@@ -20,6 +20,7 @@ STUDIES = {
     "hashing": "dense and hash embeddings",
     "foreground": "with and without foreground supervision",
     "budget": "times the trainings of Table 1's systems",
+    "power": "how many seeds would decide the open claims; trains nothing",
 }
 
 
@@ -44,8 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
-    from ..studies import budget, foreground, hashing, sweep
+    from ..studies import budget, foreground, hashing, power, sweep
 
+    if options.study == "power":
+        return [str(power.write(options.profile))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":
