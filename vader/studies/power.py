@@ -116,8 +116,8 @@ def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) ->
         f"# Power of the open claims, profile {profile}",
         "",
         "Written by `vader study power`. A claim is open where the interval over seeds of training holds 0. The "
-        "columns on the right say how many seeds would close it, if seeds go on to spread as they did. One count is for the "
-        "difference observed here. The other is for the one that the paper's numbers show.",
+        "columns on the right say how many seeds would close it, if seeds go on to spread as they did. One count is for "
+        "the difference observed here. The other is for the one that the paper's numbers show.",
         "",
         "| claim | report | observed | spread over seeds | seeds so far | needed for the observed | needed for the "
         "paper's | minutes of one core, one seed more |",
