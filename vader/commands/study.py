@@ -20,6 +20,7 @@ STUDIES = {
     "hashing": "dense and hash embeddings, three seeds each",
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
+    "power": "number of seeds that would decide the open claims (no training)",
 }
 
 
@@ -46,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
-    from ..studies import budget, foreground, hashing, sweep
+    from ..studies import budget, foreground, hashing, power, sweep
 
+    if options.study == "power":
+        return [str(power.write(options.profile))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":
