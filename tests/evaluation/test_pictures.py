@@ -132,6 +132,25 @@ def test_random_views_follow_the_data(models):
     assert not torch.equal(random_views(models.config, 4, 2, 0).centres(), centres[:2])
 
 
+def test_reconstruction_is_scored_on_the_views_that_training_never_drew(models):
+    """Other training views change no score, other held-out views change all."""
+
+    def scores(views: slice) -> dict[str, torch.Tensor]:
+        changed = []
+        for sequence in models.data:
+            images = sequence.images.clone()
+            images[views] = 255 - images[views]
+            changed.append(dataclasses.replace(sequence, images=images))
+        data = dataclasses.replace(models.data, sequences=tuple(changed))
+        return evaluation.heldout_scores(dataclasses.replace(models, data=data))
+
+    original, boundary = evaluation.heldout_scores(models), models.data.train_views
+    trained, heldout = scores(slice(0, boundary)), scores(slice(boundary, None))
+    for name, values in original.items():
+        assert torch.equal(values, trained[name]), name
+        assert not torch.isclose(values, heldout[name]).any(), name
+
+
 def test_a_trained_autodecoder_beats_the_mean_image(models):
     scores = evaluation.heldout_reconstruction(models)
     train = models.data.split("train")

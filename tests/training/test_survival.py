@@ -59,6 +59,35 @@ def test_no_kill_loses_a_finished_checkpoint_or_changes_the_result(tmp_path):
     assert len(checkpoints.checkpoints(work)) == checkpoints.KEPT and not list(work.glob("checkpoint-*.tmp"))
 
 
+class KilledAt(Drawing):
+    """A training that is stopped, before any checkpoint, in a way that no code catches."""
+
+    def __init__(self, clock: int) -> None:
+        super().__init__(STEPS)
+        self.last = clock
+
+    def step(self, clock: int) -> dict[str, torch.Tensor]:
+        if clock >= self.last:
+            raise KeyboardInterrupt
+        return super().step(clock)
+
+
+def test_a_training_killed_before_its_first_checkpoint_counts_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("vader.training.loop.RECORD_SECONDS", 0.0)
+    for clock in (0, 5):
+        with pytest.raises(KeyboardInterrupt):
+            fit(KilledAt(clock), tmp_path, runs.Record(tmp_path, 0))
+    assert not checkpoints.checkpoints(tmp_path)
+    sessions = read_json(tmp_path / "record.json")["sessions"]
+    assert len(sessions) == 2 and 0 < sessions[0]["seconds"] < 60 and 0 < sessions[1]["seconds"] < 60
+    record = runs.Record(tmp_path, 0)
+    fit(Drawing(8), tmp_path, record)
+    found = read_json(tmp_path / "record.json")
+    assert found["seconds"] == sum(session["seconds"] for session in found["sessions"]) and len(found["sessions"]) == 3
+    clocks = [point["clock"] for point in found["curves"]["drawing"]]
+    assert clocks == sorted(set(clocks)), "points of the lost part are there twice"
+
+
 def paused(work: Path, steps: int, total: int = 8) -> None:
     """A training that stopped with checkpoints after each of its first steps."""
     work.mkdir(exist_ok=True)

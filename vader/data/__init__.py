@@ -1,5 +1,4 @@
-"""Data sets: multi-view objects (`Sequence`) and videos (`Video`), and one reader per kind of data that prepares a set
-once and then loads it."""
+"""Data sets: multi-view objects (`Sequence`) and videos (`Video`). A reader per kind of data prepares a set once."""
 
 from __future__ import annotations
 

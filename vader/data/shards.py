@@ -76,7 +76,7 @@ class ShardedSet:
 
     @property
     def keys(self) -> Keys:
-        """Of the training objects."""
+        """Keys of the training objects."""
         return Keys(self.table["key"][self.train])
 
     def shard(self, row: int) -> Path:
@@ -108,7 +108,7 @@ class ShardedSet:
         ).validate(self.shard(row))
 
     def captions(self) -> list[str | None]:
-        """Of all objects, in their order: read from the shards once, then from `captions.json` beside them."""
+        """Captions of all objects, in their order: read from the shards once, then from `captions.json` beside them."""
         file = self.folder / "captions.json"
         if file.is_file() and (kept := read_json(file))["checksum"] == self.checksum:
             return kept["captions"]

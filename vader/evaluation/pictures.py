@@ -1,8 +1,8 @@
-"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call a notebook can show.
+"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call that a notebook can show.
 
 FID/KID compare `views` random views of `num_samples` generated objects with `real_views` random images of every
-training object; PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
-`shape_evaluation`.
+training object. PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
+`vader.evaluation.shapes`.
 
 A sample whose pictures are not finite is left out of FID and KID, and counted in the note of their rows. An empty
 volume has a picture like any other: a black one.

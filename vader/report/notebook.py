@@ -59,7 +59,7 @@ def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any])
 
 
 def begin(name: str, namespace: dict[str, Any], **known: type | Collection[Any]) -> Report:
-    """What every notebook begins with: its parameters checked (`check_parameters`), and its report, still empty.
+    """The first call of every notebook: it checks the parameters (`check_parameters`) and returns an empty report.
 
         report = begin("table1", globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**31))
 

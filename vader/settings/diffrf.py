@@ -1,4 +1,4 @@
-"""The settings of DiffRF and its sizes per profile; `diffrf.py` says what is the original's and what is not."""
+"""The settings of DiffRF and its sizes per profile; `vader/baselines/diffrf.py` tells its choices from ours."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FieldsConfig:
 
     @property
     def updates(self) -> int:
-        """How often each object is updated."""
+        """Number of updates of each object."""
         return -(-self.rays_per_object // self.rays_per_step)
 
 

@@ -1,11 +1,11 @@
-"""Checkpoints: a folder each, which appears whole or not at all, and says if it was damaged since.
+"""Checkpoints: a folder each, which appears whole or not at all, with checksums that reveal damage.
 
     checkpoint-000000012800/       the clock in its name
-        shared.pt                  what all ranks hold alike: modules, optimiser
-        rows-00003.pt ...          what belongs to partition 3 of a divided library; the number of ranks is nowhere
+        shared.pt                  modules and optimiser, alike on all ranks
+        rows-00003.pt ...          rows of partition 3 of a divided library, whatever the number of ranks
         checkpoint.json            schema, task, clock, settings, and the SHA-256 of each file
 
-It is written under the name `….tmp` and renamed once everything is on the disk; then all but the last two go. Files
+It is written under the name `….tmp` and renamed once everything is on the disk. Then all but the last two go. Files
 are read with `weights_only`, so nothing in them is executed.
 """
 

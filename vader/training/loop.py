@@ -30,6 +30,7 @@ from .process import keep_freed_memory, sigterm_noted
 from .sharding import load_module, local, shape_moments, whole
 
 CHECKPOINT_SECONDS = 60.0
+RECORD_SECONDS = 10.0  # between saved records: what a killed process leaves of the time it took
 LOG_POINTS = 400  # points on a run's loss curve
 
 
@@ -121,6 +122,8 @@ def fit(
     clock = _resume(task, work, settings, ranks)
     for curve in (task.name, "skipped"):
         record.rewind(curve, clock)
+    if ranks.first:
+        record.save()  # a process that is killed before its first checkpoint has a session, too
     with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
         loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
         loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
@@ -287,6 +290,7 @@ class _Log:
 
     def __init__(self, task: Task, work: Path, record: runs.Record, clock: int, tensorboard: bool) -> None:
         self.task, self.record, self.clock, self.since = task, record, clock, time.monotonic()
+        self.saved = self.since
         self.first = getattr(task, "ranks", ALONE).first
         self.file = Path(work) / "log.jsonl"
         self.writer = _summary_writer(Path(work) / "tensorboard") if tensorboard else None
@@ -315,6 +319,9 @@ class _Log:
         if not self.first:
             return
         self.record.log(self.task.name, clock, **losses)
+        if now - self.saved > RECORD_SECONDS:
+            self.record.save()
+            self.saved = now
         self.bar.set_postfix(loss=f"{losses['loss']:.4g}", refresh=False)
         values = {**losses, "learning_rate": rate, "per_second": speed, "peak_memory_bytes": memory}
         if norm is not None:
