@@ -7,6 +7,7 @@ there is.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...settings.experiment import DataConfig
+from ...settings.experiment import DataConfig, Experiment
 from ...store.files import from_plain, plain
 from ..pipeline import ShardWriter, shard_set
 from ..prepared import DataError, SequenceSet, data_root, read_json
@@ -78,6 +79,15 @@ def load_earlier(
         raise DataError(f"data set {config.name}: is not prepared with these settings, {expected}")
     wanted = [e for e in fitting if e.sharded == (objects_per_shard is not None)]
     return (wanted or fitting)[-1].opened(objects_per_shard)
+
+
+def fitted(pattern: Experiment, data: DataConfig) -> Experiment:
+    """The pattern's experiment on the data found. Where these are few objects, a step takes no more of them than there
+    are, and a subset of the kernel distance no more pictures."""
+    per_step = min(pattern.reconstruction.objects_per_step, data.num_objects)
+    per_subset = min(pattern.evaluation.kid_subset_size, pattern.evaluation.real_views * data.num_objects)
+    changes = dict(reconstruction=dict(objects_per_step=per_step), evaluation=dict(kid_subset_size=per_subset))
+    return dataclasses.replace(pattern.replace(**changes), data=data)
 
 
 def _head(file: Path, name: str) -> dict[str, Any]:

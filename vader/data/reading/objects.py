@@ -16,6 +16,7 @@ import torch
 
 from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, read
+from ..formats.shared.captions import with_captions
 from ..prepared import DataError, write_json
 from ..sequence import Sequence, save_sequence
 from ..video import Video
@@ -69,6 +70,12 @@ def read_posed(scene: Scene, options: Options) -> tuple[Sequence, None]:
 def files_of(scene: Scene) -> list[Path]:
     """All files of an object's folder, or its one file."""
     return sorted(f for f in scene.place.rglob("*") if f.is_file()) if scene.place.is_dir() else [scene.place]
+
+
+def captioned(scenes: list[Scene], source: Path) -> list[Scene]:
+    """Scenes with what captions.csv or captions.json in the folder says of them, if there is such a file."""
+    file = next((f for name in ("captions.csv", "captions.json") if (f := source / name).is_file()), None)
+    return scenes if file is None else with_captions(scenes, file)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class _Reading:
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.folder = root / f".{config.name}-reading-{self.digest[:12]}"
         self.told = any(scene.split == "test" for scene in found.scenes)  # by the data, which objects are held out
+        self.checked: dict[str, str | None] = {}  # reasons of `Found.check`
         self.ready: dict[str, Sequence] = {}  # objects that were looked at, with as many views as all will have
 
     def done_before(self, sharded: bool) -> Earlier | None:
@@ -115,6 +116,9 @@ class _Reading:
         looked_at: list[Sequence] = []
         faults, few = [], []
         for scene in self._order():
+            if self._left_out(scene):
+                faults.append(f"{scene.where}: {self.checked[scene.key]}")
+                continue
             try:
                 sequence, _ = self.found.read(scene, options)
             except DataError as error:
@@ -124,7 +128,7 @@ class _Reading:
                 few.append(f"{scene.where} has {len(sequence)} views, expected at least {FEWEST_VIEWS}")
                 continue
             looked_at.append(sequence)
-            if len(looked_at) == LOOKED_AT:
+            if len(looked_at) == min(LOOKED_AT, config.num_objects + config.heldout_objects):
                 break
         if not looked_at:
             raise DataError(_none_left(self.config.name, [*few, *faults]))
@@ -240,10 +244,12 @@ class _Reading:
         return dict.fromkeys(training[: self.config.num_objects], "train") | dict.fromkeys(heldout, "test")
 
     def _left_out(self, scene: Scene) -> bool:
-        reason = self.found.check(scene) if self.found.check is not None else None
-        if reason is not None:
-            self.found.sieve.drop(reason, scene.key, f"{scene.where}: {reason}")
-        return reason is not None
+        """Whether the check that comes before reading drops it; each object is checked once."""
+        if scene.key not in self.checked:
+            reason = self.checked[scene.key] = self.found.check(scene) if self.found.check is not None else None
+            if reason is not None:
+                self.found.sieve.drop(reason, scene.key, f"{scene.where}: {reason}")
+        return self.checked[scene.key] is not None
 
     def _finding(self, key: str) -> dict[str, Any]:
         return read_json(self.folder / "findings" / f"{key}.json", key, ("reason",))

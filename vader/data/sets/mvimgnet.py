@@ -28,12 +28,11 @@ import numpy as np
 from ...settings.checks import require
 from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, colmap
-from ..formats.shared.captions import with_captions
 from ..formats.shared.images import natural, open_picture, picture_files
 from ..formats.shared.scenes import key_of, require_folder
 from ..prepared import DataError, SequenceSet
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, Judgement, Sieve, files_of
+from ..reading.objects import Found, Judgement, Sieve, captioned, files_of
 from ..reading.passes import prepare_found
 from ..sequence import Sequence
 from ..shards import ShardedSet
@@ -41,6 +40,7 @@ from ..shards import ShardedSet
 NAME = "mvimgnet"
 READER_VERSION = 1  # raised whenever the code between the files and their pictures changes them
 STATED = {"objects": 206_990, "views": 30}  # Sec. 4.1, after the filter, of 219,188 videos
+CLASS = re.compile(r"\d{1,4}")  # names of class folders
 MASK_THRESHOLD = 226  # of 255; a public loader takes more than 225
 CATEGORIES = "mvimgnet_category.txt"
 DETECTED = 3  # pictures of an object, spread over all, that the detector looks at: it is out if none shows any box
@@ -97,8 +97,7 @@ def find_objects(
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise DataError(f"{source}: object {twice!r} is there twice, expected it in one class folder")
-    if captions := next((f for n in ("captions.csv", "captions.json") if (f := source / n).is_file()), None):
-        scenes = with_captions(scenes, captions)
+    scenes = captioned(scenes, source)
     rules = {
         "detection": f"no box in {DETECTED} pictures of the object" if detector else "not applied: no detector given",
         "mask fit": "applied" if mask_judge else "not applied: no mask_judge given",
@@ -117,8 +116,8 @@ def find_objects(
 def list_objects(source: Path) -> list[Path]:
     """Folders of objects, in natural order: those in class folders, which are named by a number, in the folder or one
     level below it. Whatever else is in a class folder, a mask tree, say, is none."""
-    classes = [f for pattern in ("*/", "*/*/") for f in source.glob(pattern) if re.fullmatch(r"\d+", f.name)]
-    classes = [f for f in classes if f.parent.name not in ("mask", "masks")]
+    above = [f for f in source.glob("*/") if not CLASS.fullmatch(f.name) and f.name not in ("mask", "masks")]
+    classes = [f for base in (source, *above) for f in base.glob("*/") if CLASS.fullmatch(f.name)]
     places = [f for c in classes for f in c.glob("*/") if (f / "images").is_dir() or (f / "sparse").is_dir()]
     return sorted(places, key=lambda f: natural(f.relative_to(source).as_posix()))
 

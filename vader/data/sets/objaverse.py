@@ -39,7 +39,7 @@ from ..formats.wavefront import MAX_TEXTURE
 from ..meshes.render import CREASE_ANGLE, HALF_EXTENT, LIGHT_RIG, MIN_ALBEDO, RADIUS
 from ..prepared import DataError, SequenceSet
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, LeftOut, Sieve
+from ..reading.objects import Found, LeftOut, Sieve, captioned
 from ..reading.passes import prepare_found
 from ..sequence import Sequence
 from ..shards import ShardedSet
@@ -98,13 +98,16 @@ def find_models(source: Path) -> Found:
             sieve.drop(BROKEN_OFF, file.name, f"{file}: a download that broke off, expected {file.stem}; load it again")
         elif file.suffix != ".glb" or not UID.fullmatch(file.stem):
             sieve.drop(NO_UID, file.name, f"{file}: expected a GLB file named by 32 hexadecimal digits")
+        elif file.stem in models:
+            raise DataError(f"{file}: object {file.stem!r} is {models[file.stem]} as well, expected it once")
         else:
             models[file.stem] = file
     if not models:
         raise DataError(f"{base / 'glbs'}: data set {NAME}: no GLB files named by their uid, expected some")
     listed = read_packed(base / "object-paths.json.gz", dict)
     sieve.notes["listed_but_not_there"] = len(listed.keys() - models.keys())
-    scenes = [Scene(uid, "models", file, base, **about) for uid, file, about in _described(models, base, source)]
+    described = _described(models, base, source)
+    scenes = captioned([Scene(uid, "models", file, base, **about) for uid, file, about in described], source)
     sieve.notes["without_licence"] = sum(scene.attributes["licence"] is None for scene in scenes)
     rig = [LIGHT_RIG, MIN_ALBEDO, CREASE_ANGLE, HALF_EXTENT, RADIUS, MAX_TEXTURE]
     identity = {"reader": NAME, "version": READER_VERSION, "min_polygons": MIN_POLYGONS, "rig": rig}

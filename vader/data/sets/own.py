@@ -19,7 +19,7 @@ from ...settings.experiment import DataConfig, Experiment
 from ...settings.profiles import DOWNLOADED, experiment
 from ..formats import Options, detect, scan
 from ..prepared import SequenceSet
-from ..reading.earlier import load_earlier, sets_called
+from ..reading.earlier import fitted, load_earlier, sets_called
 from ..reading.objects import Found, Sieve
 from ..reading.passes import prepare_found
 from ..shards import ShardedSet
@@ -74,7 +74,7 @@ def experiment_named(profile: str, name: str) -> Experiment:
     if name in DOWNLOADED:
         asked = experiment(profile, name)
         made = [earlier.config for earlier in sets_called(name, "set") if earlier.was_asked_for(asked.data)]
-        return dataclasses.replace(asked, data=made[-1]) if made else asked
+        return fitted(asked, made[-1]) if made else asked
     configs = [earlier.config for earlier in sets_called(name, KIND)]
     if not configs:
         return experiment(profile, name)
@@ -86,7 +86,7 @@ def experiment_named(profile: str, name: str) -> Experiment:
         f"data set {name!r} was prepared at {sizes} pixels, profile {profile!r} has {pattern.data.resolution}; "
         f"prepare it with --profile {profile}",
     )
-    return dataclasses.replace(pattern, data=fitting[-1])
+    return fitted(pattern, fitting[-1])
 
 
 def _check_name(name: str) -> None:

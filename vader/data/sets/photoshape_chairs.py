@@ -21,7 +21,7 @@ from ..formats.shared.captions import read_ids
 from ..formats.shared.scenes import key_of, require_folder
 from ..prepared import DataError, SequenceSet, read_json
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, Sieve, files_of
+from ..reading.objects import Found, Sieve, captioned, files_of
 from ..reading.passes import prepare_found
 from ..shards import ShardedSet
 
@@ -30,6 +30,7 @@ READER_VERSION = 1  # raised whenever the code between the files and their pictu
 STATED = {"objects": 15_576, "views": 200}  # Sec. 4.1
 TEST_LIST = "photoshape_val.txt"
 NAMED = re.compile(r"(?P<shape>shape\d+)_rank(?P<rank>\d+)_pair(?P<exemplar>\d+)")
+LOOKED_AT = 8  # objects, for where pictures are
 LICENCE = "ShapeNet terms of use (research)"
 
 
@@ -65,7 +66,7 @@ def find_chairs(source: Path, pictures: Path | None = None) -> Found:
     layout = "transforms" if transforms.find(source) else "srn" if srn.find(source) else None
     if layout is None:
         raise DataError(f"{source}: data set {NAME}: no objects, expected {transforms.SIGNS}; or {srn.SIGNS}")
-    scenes = _named(scan(source, layout))
+    scenes = captioned(_named(scan(source, layout)), source)
     if layout == "transforms":
         scenes = _with_pictures(scenes, source, pictures)
     listed = read_test_list(source)
@@ -128,9 +129,9 @@ def _named(scenes: list[Scene]) -> list[Scene]:
 def _with_pictures(scenes: list[Scene], source: Path, pictures: Path | None) -> list[Scene]:
     """Scenes that know where their pictures are: in their own folder, or in one of their name below a common one."""
     if pictures is None:
-        own = any(_first_picture(scene, scene.place) for scene in scenes)
+        own = any(_first_picture(scene, scene.place) for scene in scenes[:LOOKED_AT])
         places = [source, *sorted(f for f in source.glob("*/") if not f.name.startswith("."))]
-        found = (p for p in places for s in scenes[:8] if _first_picture(s, p / s.place.name))
+        found = (p for p in places for s in scenes[:LOOKED_AT] if _first_picture(s, p / s.place.name))
         pictures = None if own else next(found, None)
     if pictures is None:
         return scenes
