@@ -177,3 +177,12 @@ def sync(path: Path) -> None:
 def sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_sha256(place: Path) -> str:
+    """SHA-256 (hex) of a file, or of all files of a folder and below, by name and content."""
+    files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(place.parent).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -32,7 +32,7 @@ from .shared.scenes import Options, Placing, Scene, View, require_folder
 
 __all__ = ["FORMATS", "Options", "Placing", "Scene", "View", "detect", "format_named", "read", "read_all", "scan"]
 
-FORMATS = ("abo", "srn", "transforms", "colmap", "models", "videos")  # the first that fits is taken
+FORMATS = ("abo", "srn", "transforms", "colmap", "models", "photographs", "videos")  # the first that fits is taken
 
 
 def format_named(name: str) -> ModuleType:

@@ -150,6 +150,11 @@ def read(scene: Scene, options: Options) -> Sequence:
     return sequence
 
 
+def placed_names(scene: Scene) -> set[str]:
+    """Names of the pictures that the model with most images has poses of."""
+    return {image.name for image in _read(_models(scene)[1], "images", scene.key, _images_binary, _images_text)}
+
+
 def _models(scene: Scene) -> tuple[dict[str, int], Path]:
     """Number of images of each model by its path in the object, and the folder of the largest."""
     places = [scene.place, scene.place / "sparse", scene.place / "colmap" / "sparse"]

@@ -24,6 +24,7 @@ import torch
 from ...settings.checks import ConfigError, require
 from ...settings.experiment import DataConfig, Experiment
 from ...settings.profiles import experiment
+from ...store.files import tree_sha256
 from ..formats import Options, Scene, detect, read, scan
 from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet, data_root, read_json
@@ -70,7 +71,10 @@ def prepare_folder(
     options, splits = Options(resolution=base.resolution, views=views), _splits(scenes)
     config = _settings(name, base, first, views, list(splits.values()))
     jobs = {s.key: Job(s, options, splits[s.key]) for s in sorted(scenes, key=lambda s: splits[s.key] == "test")}
-    sources = {"format": format, "objects": {key: [job.split, _digest(job.scene)] for key, job in jobs.items()}}
+    sources = {
+        "format": format,
+        "objects": {key: [job.split, tree_sha256(job.scene.place)] for key, job in jobs.items()},
+    }
     workers = torch.get_num_threads() if workers is None else workers
     return prepare_set(config, {"own": sources}, jobs, read_object, workers, root)
 
@@ -188,14 +192,3 @@ def _settings(name: str, base: DataConfig, first: Sequence, views: int, splits: 
         camera_distance=round(distance.median().item(), 3),
         elevation=(round(elevation.min().item(), 1), round(elevation.max().item(), 1)),
     )
-
-
-def _digest(scene: Scene) -> str:
-    """SHA-256 (hex) of the files of an object, by name and content."""
-    files = sorted(f for f in scene.place.rglob("*") if f.is_file()) if scene.place.is_dir() else [scene.place]
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(scene.place.parent).as_posix()} {content}\n".encode())
-    return digest.hexdigest()

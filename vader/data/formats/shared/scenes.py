@@ -65,6 +65,7 @@ class Options:
     cameras: Callable[[str], Cameras] | None = None  # of an object's key; for 3D models, which come without
     supersampling: int = 2  # of 3D models
     frames: int | None = None  # of videos: so many, evenly spaced in time; None: all
+    cache: Path | None = None  # where cameras that were found are kept, for photographs; None: `data_root()`
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that cannot be."""
@@ -125,8 +126,7 @@ def make_scenes(format: str, root: Path, places: dict[str, tuple[Path, dict[str,
     Raises DataError where two objects would have one key.
     """
     scenes: dict[str, Scene] = {}
-    for relative in sorted(places, key=images.natural):
-        place, files = places[relative]
+    for relative, (place, files) in sorted(places.items(), key=lambda item: images.natural(item[0])):
         split, key = split_and_key(relative, root.name)
         if key in scenes:
             raise DataError(
@@ -238,7 +238,7 @@ def assemble(scene: Scene, views: list[View], faults: dict[str, str], options: O
     fewer than `options.views`, are left.
     """
     total, faults = len(views) + len(faults), dict(faults)
-    _require_share(scene, len(views), total, faults, options)
+    require_share(scene, len(views), total, faults, options)
     wanted = options.views or len(views)
     done: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     develop = _Developer(scene, options)
@@ -247,7 +247,7 @@ def assemble(scene: Scene, views: list[View], faults: dict[str, str], options: O
             done[number] = develop(views[number])
         except DataError as error:
             faults[views[number].name] = str(error)
-            _require_share(scene, total - len(faults), total, faults, options)
+            require_share(scene, total - len(faults), total, faults, options)
         if len(done) == wanted:
             break
     if len(done) < (options.views or 1):
@@ -277,7 +277,8 @@ def spread(count: int, wanted: int) -> list[int]:
     return first + sorted(set(range(count)) - set(first))
 
 
-def _require_share(scene: Scene, usable: int, total: int, faults: dict[str, str], options: Options) -> None:
+def require_share(scene: Scene, usable: int, total: int, faults: dict[str, str], options: Options) -> None:
+    """Raises DataError where fewer than `options.least_share` of an object's views can be used; `faults` says why."""
     if total == 0:
         raise DataError(f"{scene.where}: no views, expected pictures with cameras")
     if usable < options.least_share * total:
@@ -288,9 +289,31 @@ def _require_share(scene: Scene, usable: int, total: int, faults: dict[str, str]
 
 
 def _why(faults: dict[str, str]) -> str:
-    shown = list(faults.values())[:SHOWN]
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return "".join(f"\n  {line}" for line in shown + more)
+    return "".join(f"\n  {line}" for line in list(faults.values())[:SHOWN] + more)
+
+
+def coverage(view: View, picture: images.Picture, scene: Scene, options: Options) -> np.ndarray:
+    """Mask (h, w) uint8: a file wins, then alpha that varies, then the background's colour, then the mask step."""
+    what = f"{view.picture}: object {scene.key!r}"
+    if view.mask is not None:
+        mask = images.open_mask(view.mask, f"{view.mask}: object {scene.key!r}: mask", picture.size)
+    elif picture.alpha is not None and picture.alpha.min() < 255:
+        mask = picture.alpha
+    elif options.background is not None:
+        level = {"black": 0, "white": 255}[options.background]
+        mask = np.where((picture.colour != level).any(-1), 255, 0).astype(np.uint8)
+    elif options.masker is not None:
+        mask = options.masker(picture.colour)
+        if mask.shape != picture.size or mask.dtype != np.uint8:
+            raise DataError(f"{what}: mask is {mask.shape} {mask.dtype}, expected {picture.size} uint8")
+    else:
+        raise DataError(f"{what}: no mask: expected one beside it, a picture with alpha, or background given")
+    low, high = view.mask_levels
+    mask = np.where(mask <= low, 0, np.where(mask >= high, 255, mask)).astype(np.uint8)
+    if options.mask_threshold is not None:
+        mask = np.where(mask >= options.mask_threshold, 255, 0).astype(np.uint8)
+    return mask
 
 
 class _Developer:
@@ -306,7 +329,7 @@ class _Developer:
         h, w = picture.size
         if not images.same_shape((h, w), view.size):
             raise DataError(f"{what}: picture is {w}x{h} pixels, expected its camera's {view.size[1]}x{view.size[0]}")
-        mask = self._mask(view, picture, what)
+        mask = coverage(view, picture, self.scene, self.options)
         if mask.max() == 0:
             raise DataError(f"{what}: mask is empty, expected some of the object")
         k = np.diag([w / view.size[1], h / view.size[0], 1.0]) @ view.intrinsics
@@ -319,28 +342,6 @@ class _Developer:
         if mask.max() == 0:
             raise DataError(f"{what}: nothing of the mask is left in the {self.options.fit} square, expected some")
         return square.apply(colour, resolution), mask, square.intrinsics(k, resolution)
-
-    def _mask(self, view: View, picture: images.Picture, what: str) -> np.ndarray:
-        """A mask file wins, then alpha that varies, then the background's colour, then the mask step."""
-        options = self.options
-        if view.mask is not None:
-            mask = images.open_mask(view.mask, f"{view.mask}: object {self.scene.key!r}: mask", picture.size)
-        elif picture.alpha is not None and picture.alpha.min() < 255:
-            mask = picture.alpha
-        elif options.background is not None:
-            level = {"black": 0, "white": 255}[options.background]
-            mask = np.where((picture.colour != level).any(-1), 255, 0).astype(np.uint8)
-        elif options.masker is not None:
-            mask = options.masker(picture.colour)
-            if mask.shape != picture.size or mask.dtype != np.uint8:
-                raise DataError(f"{what}: mask is {mask.shape} {mask.dtype}, expected {picture.size} uint8")
-        else:
-            raise DataError(f"{what}: no mask: expected one beside it, a picture with alpha, or background given")
-        low, high = view.mask_levels
-        mask = np.where(mask <= low, 0, np.where(mask >= high, 255, mask)).astype(np.uint8)
-        if options.mask_threshold is not None:
-            mask = np.where(mask >= options.mask_threshold, 255, 0).astype(np.uint8)
-        return mask
 
     def _unwarper(self, lens: Lens, k: np.ndarray, h: int, w: int) -> Unwarper:
         name = (lens, k.tobytes(), h, w)
