@@ -8,6 +8,7 @@ A format is a module with
 
     SIGNS                   what `detect` looks for, in words
     UP                      which axis of its world is up, where nobody says ("y", "z", "cameras")
+    POSES                   how its files write poses, for `shared.conventions`; missing where they hold none
     find(folder)            why the folder is of this format, or None
     scan(folder)            list of `Scene`
     read(scene, options)    Sequence with the cameras of the files, or Video
@@ -64,6 +65,7 @@ def scan(folder: Path, name: str | None = None) -> list[Scene]:
 
 def read(scene: Scene, options: Options) -> Sequence | Video:
     """One object, in the cube if it has cameras. Raises DataError for an object that cannot be used."""
+    from .shared.conventions import advice
     from .shared.normalise import merged, normalised
 
     module = format_named(scene.format)
@@ -71,7 +73,13 @@ def read(scene: Scene, options: Options) -> Sequence | Video:
     if isinstance(item, Video) or module.UP is None:  # models are placed before they are drawn
         return item
     placing = merged(options.placing, scene.placing, module.UP)
-    return normalised(item, placing, scene.where).validate(scene.place)
+    try:
+        return normalised(item, placing, scene.where).validate(scene.place)
+    except DataError as error:
+        poses = getattr(module, "POSES", None)
+        if poses is None or (hint := advice(item.cameras, item.masks, poses)) is None:
+            raise
+        raise DataError(f"{error}\n  {hint}") from error
 
 
 def read_all(

@@ -28,6 +28,7 @@ from .shared.scenes import Options, Scene, View, assemble, folders, inside, make
 
 SIGNS = "folders with sparse/0/cameras.bin and images.bin (or .txt), and images/"
 UP = "cameras"
+POSES = ("world-to-camera", "OpenCV")
 IMAGES = ("images", "input", "rgb")
 STRAY = "bg_removed"  # pictures that some releases of MVImgNet have beside the photographs
 

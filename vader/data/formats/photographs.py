@@ -9,8 +9,8 @@ Pictures are turned upright, made no larger than MAX_SIDE and kept with their ma
 Pictures of one size have one camera.
 
 Features are looked for inside the masks, which is right for an object that is turned before a camera, and everywhere,
-which is right for a room that stands still. Of the two models the one is kept whose visual hull fills the masks:
-cameras that followed the wrong thing leave little of it.
+which is right for a room that stands still. Of the two models the one is kept that explains the masks and the points
+better: cameras that followed the wrong thing leave little of the visual hull, or fit badly.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ MAX_SIDE = 1600  # pixels of a picture that is worked on
 FRAMES = 60  # of a video, evenly spaced in time, unless told otherwise
 FEWEST = 3  # pictures
 NEARLY = 0.05  # difference in hull IoU that says nothing
+EXACTLY = 0.75  # ratio of reprojection errors that says something
 CHECKED = 64  # pixels, side of the pictures that models are compared by
 MAKE, MODEL, EXIF, FOCAL_LENGTH, FOCAL_35MM = 0x010F, 0x0110, 0x8769, 0x920A, 0xA405  # tags
 FULL_FRAME = 36.0  # mm, the longer side of the film that FOCAL_35MM refers to
@@ -111,9 +112,14 @@ def _identity(scene: Scene, options: Options) -> str:
     """SHA-256 (hex) of what decides the cameras: the files, and how masks are made of them."""
     masker = options.masker and getattr(options.masker, "__qualname__", repr(options.masker))
     names = ("background", "mask_threshold", "premultiplied", "focal", "frames", "least_share")
-    mask_videos = [tree_sha256(file) for file in videos.mask_files(scene.place)] if scene.place.is_file() else []
-    content = [VERSION, tree_sha256(scene.place), mask_videos, masker, {n: getattr(options, n) for n in names}]
+    files = [tree_sha256(place) for place in (scene.place, *extra_files(scene))]
+    content = [VERSION, files, masker, {n: getattr(options, n) for n in names}]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files outside of an object's place that decide what it is: the masks of a video."""
+    return videos.mask_files(scene.place) if scene.place.is_file() else []
 
 
 # ---------------------------------------------------------------------------------------- pictures with masks
@@ -188,11 +194,15 @@ def _solve(scene: Scene, options: Options, work: Path, names: list[str]) -> dict
 
 
 def _better(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of models that place at least half as many pictures as any, and whose visual hull fills the masks nearly as well
-    as any of them, the one that places most. A hull of few views fills its masks whatever the cameras are."""
-    many = [r for r in reports if 2 * r["placed"] >= max(r["placed"] for r in reports)]
-    good = [r for r in many if r["hull_iou"] >= max(r["hull_iou"] for r in many) - NEARLY]
-    return max(good, key=lambda r: r["placed"])
+    """Of the models from everywhere and from inside the masks the second, if the first places less than half as many
+    pictures, or its visual hull fills less of the masks, or its points lie less exactly: then the object moved against
+    its surroundings. A hull of few views fills its masks whatever the cameras are."""
+    everywhere, inside = reports
+    if 2 * min(everywhere["placed"], inside["placed"]) < max(everywhere["placed"], inside["placed"]):
+        return max(reports, key=lambda r: r["placed"])
+    if abs(everywhere["hull_iou"] - inside["hull_iou"]) > NEARLY:
+        return max(reports, key=lambda r: r["hull_iou"])
+    return inside if (inside["error"] or 0.0) < EXACTLY * (everywhere["error"] or 0.0) else everywhere
 
 
 def _explained(scene: Scene, work: Path, output: Path) -> float:

@@ -23,6 +23,7 @@ from .shared.scenes import Options, Scene, View, assemble, folders, make_scenes,
 
 SIGNS = "folders with rgb/*.png, pose/*.txt and intrinsics.txt"
 UP = "y"
+POSES = ("camera-to-world", "OpenCV")
 
 
 def find(folder: Path) -> str | None:

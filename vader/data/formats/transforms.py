@@ -29,6 +29,7 @@ from .shared.scenes import Options, Scene, View, assemble, folders, inside, make
 
 SIGNS = "folders with transforms.json, or transforms_train.json and its kin"
 UP = "z"
+POSES = ("camera-to-world", "OpenGL")
 FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json", "transforms.json")
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 Z_UP_TO_Y_UP = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
