@@ -17,11 +17,15 @@ from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
+from ..data.streaming.parts import Join, Part, PartOfSet
+from ..data.streaming.streamed import left_out
 from ..data.video import Video
 from ..report.png import fine_png
 from ..settings.checks import require
 from ..settings.experiment import DataConfig
 from ..store.files import write_file
+
+SHOWN = 20  # objects that were left out, by name
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -48,13 +52,33 @@ def beside_embedded(data: SequenceSet) -> str | None:
     return None
 
 
-def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet:
+def _part(given: argparse.Namespace) -> Part | Join | None:
+    if not (given.part or given.join):
+        return None
+    require(not (given.part and given.join), "--part prepares a part and --join joins all, expected one of them")
+    require(given.objects_per_shard is not None, "--part and --join are for sets of shards, with --objects-per-shard")
+    return Join() if given.join else Part.parse(given.part)
+
+
+def _say_left_out(faults: dict[str, str]) -> None:
+    if faults:
+        print(f"left out {len(faults)} objects (with --strict the first one is an error):")
+        print("\n".join(f"  {key}: {reason}" for key, reason in list(faults.items())[:SHOWN]))
+        if len(faults) > SHOWN:
+            print(f"  and {len(faults) - SHOWN} more")
+
+
+def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet:
     if given.own_name:
-        return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers)
+        sharing = {"objects_per_shard": given.objects_per_shard, "part": _part(given), "strict": given.strict}
+        return prepare_folder(Path(given.name), given.own_name, given.profile, given.format, given.workers, **sharing)
     folder = given.name not in READERS and Path(given.name).is_dir()
     require(not folder, f"{given.name} is a folder; expected --name, which says what the set made of it is called")
     names = ("source", "workers", "objects_per_shard")
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if part := _part(given):
+        options["part"] = part
+    require(not given.strict, "--strict is for a folder of your own data, with --name")
     return prepare(experiment_named(given.profile, given.name).data, **options)
 
 
@@ -75,6 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--objects-per-shard", type=int, metavar="N", help="write tars of N objects, for sets larger than memory"
     )
+    parser.add_argument("--part", metavar="I/K", help="of K parts write the I-th alone, e.g. 3/64")
+    parser.add_argument("--join", action="store_true", help="make the parts a set, without looking at pixels again")
+    parser.add_argument("--strict", action="store_true", help="own data: an object that cannot be used is an error")
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
     parser.add_argument(
         "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"
@@ -90,6 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     data = _prepared(given)
+    if isinstance(data, PartOfSet):
+        print(f"{data.folder}: part {data.part}, {data.objects} objects; with all parts there, the same with --join")
+        _say_left_out(data.left_out)
+        return 0
+    _say_left_out(left_out(data.folder))
     if isinstance(data, ShardedSet):
         print(f"{data.folder}: {len(data)} objects, {len(data.keys)} of them for training, checksum {data.checksum}")
         return 0
