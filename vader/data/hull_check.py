@@ -47,14 +47,12 @@ def check_object(sequence: Sequence) -> HullCheck:
     hulls = torch.stack([hull_silhouette(cameras, masks, frame) for frame in frames])
     numbers = [i * len(sequence) // len(masks) for i in range(len(masks))]  # as `reduced` chooses them
     found = HullCheck(sequence.key, [numbers[f] for f in frames], masks[frames] >= 128, hulls, None)
-    poses = getattr(format_named(sequence.attributes["format"]), "POSES", None) if _is_read(sequence) else None
+    poses = (
+        getattr(format_named(sequence.attributes["format"]), "POSES", None) if "format" in sequence.attributes else None
+    )
     if poses is None or found.iou >= LOW:
         return found
     return HullCheck(found.key, found.frames, found.masks, hulls, advice(unplaced(sequence), sequence.masks, poses))
-
-
-def _is_read(sequence: Sequence) -> bool:
-    return "format" in sequence.attributes
 
 
 def check_set(data: SequenceSet[Sequence]) -> dict[str, HullCheck]:
@@ -82,3 +80,20 @@ def lines(checks: dict[str, HullCheck], shown: int = 12) -> list[str]:
             "  no other convention of poses explains the masks: are they of the object, and did it stand still?"
         )
     return said
+
+
+def placed_lines(data: SequenceSet[Sequence], shown: int = 12) -> list[str]:
+    """What to print of structure from motion: how many pictures of each object it placed, and how exactly."""
+    found = {s.key: s.attributes["structure_from_motion"] for s in data if "structure_from_motion" in s.attributes}
+    worst = sorted(found, key=lambda key: found[key]["placed"] / found[key]["of"])
+    said = []
+    for key in worst[:shown]:
+        about = found[key]
+        models = len(about["models"])
+        said.append(
+            f"  {key}: {about['placed']} of {about['of']} pictures placed, reprojection error {about['error']:.2f} "
+            f"pixels, features {about['features']}" + (f", the largest of {models} models" if models > 1 else "")
+        )
+    if len(worst) > shown:
+        said.append(f"  and {len(worst) - shown} more")
+    return ["structure from motion:", *said] if said else []

@@ -34,7 +34,7 @@ from ..sequence import Sequence
 from . import colmap, videos
 from .shared import images, structure_from_motion
 from .shared.normalise import hull_iou, normalised
-from .shared.scenes import Options, Placing, Scene, View, coverage, folders, make_scenes, require_share, sampled
+from .shared.scenes import Options, Places, Placing, Scene, View, coverage, folders, require_share, sampled
 
 SIGNS = "folders of photographs, told from frames by the camera in their EXIF fields, or named: --format photographs"
 UP = "cameras"
@@ -53,22 +53,24 @@ Masked = tuple[str, np.ndarray, np.ndarray]  # name, colour (h, w, 3), mask (h, 
 
 def find(folder: Path) -> str | None:
     for place in sampled(folder):
-        files = [] if place.name in MASKS else images.picture_files(place)
-        if len(files) >= FEWEST and _exif(files[0]).keys() & {MAKE, MODEL, FOCAL_LENGTH}:
+        files = images.picture_files(place) if place.name not in MASKS and _pictured(place) else []
+        if files and _exif(files[0]).keys() & {MAKE, MODEL, FOCAL_LENGTH}:
             return f"{files[0]} is a photograph, by the camera in its EXIF fields"
     return None
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """Folders of pictures, and videos."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for place in folders(folder):
         for file in videos.video_files(place):
-            found[str(file.relative_to(folder).with_suffix(""))] = (file, {})
-        if place.name not in MASKS and len(images.picture_files(place)) >= FEWEST:
-            subject = place.parent if place.name in colmap.IMAGES and place != folder else place
-            found[str(subject.relative_to(folder))] = (subject, {"pictures": str(place)})
-    return make_scenes("photographs", folder, found)
+            yield str(file.relative_to(folder).with_suffix("")), file, {}
+        inner = next((place / name for name in colmap.IMAGES if _pictured(place / name)), None)
+        if inner or (place.name not in (*MASKS, *colmap.IMAGES) or place == folder) and _pictured(place):
+            yield str(place.relative_to(folder)), place, {"pictures": str(inner or place)}
+
+
+def _pictured(folder: Path) -> bool:
+    return folder.is_dir() and len(images.picture_files(folder)) >= FEWEST
 
 
 def _exif(file: Path) -> dict[int, Any]:

@@ -21,7 +21,7 @@ import torch
 from ..prepared import DataError
 from ..video import Video
 from .shared import images
-from .shared.scenes import Options, Scene, folders, make_scenes, sampled, spread
+from .shared.scenes import Options, Places, Scene, folders, sampled, spread
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SIGNS = f"video files ({', '.join(SUFFIXES)}), or folders of pictures"
@@ -196,16 +196,19 @@ def find(folder: Path) -> str | None:
     return None
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """Videos, keyed by path and name, and folders of two or more pictures."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for place in folders(folder):
         for file in video_files(place):
-            found[str(file.relative_to(folder).with_suffix(""))] = (file, {})
+            yield str(file.relative_to(folder).with_suffix("")), file, {}
         if place.name not in MASKS and len(images.picture_files(place)) > 1:
             subject = place.parent if place.name in FRAMES and place != folder else place
-            found[str(subject.relative_to(folder))] = (subject, {"frames": str(place)})
-    return make_scenes("videos", folder, found)
+            yield str(subject.relative_to(folder)), subject, {"frames": str(place)}
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files beside a video that decide what it is."""
+    return [] if scene.place.is_dir() else mask_files(scene.place)
 
 
 def video_files(folder: Path) -> list[Path]:
@@ -247,11 +250,11 @@ def frames_of_file(scene: Scene, options: Options) -> Iterator[tuple[str, np.nda
     """Name, frame and mask of a video's frames, or of `options.frames` of them."""
     file = scene.place
     wanted = None
-    if options.frames is not None:
+    if options.frames is not None or options.most_frames is not None:
         times = time_stamps(file)
-        if len(times) < options.frames:
+        if len(times) < (options.frames or 0):
             raise DataError(f"{scene.where}: {len(times)} frames, expected at least {options.frames}")
-        wanted = set(evenly(times, options.frames))
+        wanted = set(evenly(times, options.frames or min(options.most_frames, len(times))))
     beside = bool(mask_files(file))
     if not beside and options.masker is None and options.background is None:
         raise DataError(f"{scene.where}: no masks, expected {file.stem}.mask.* beside it, or background given")
@@ -272,8 +275,8 @@ def _of_folder(scene: Scene, options: Options, faults: dict[str, str]) -> Iterat
     """The same of a folder of pictures, by their numbers. Pictures that cannot be used are added to `faults`."""
     folder = Path(scene.files["frames"])
     files = images.picture_files(folder)
-    if options.frames is not None:
-        files = [files[i] for i in sorted(spread(len(files), options.frames)[: options.frames])]
+    if (count := options.frames or options.most_frames) is not None:
+        files = [files[i] for i in sorted(spread(len(files), count)[:count])]
     places = [base / name for base in (scene.place, folder) for name in MASKS if (base / name).is_dir()]
     beside = {mask.name: mask for place in places for mask in images.picture_files(place)}
     for file in files:
