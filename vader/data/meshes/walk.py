@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ...rendering.cameras import Cameras, intrinsics_from_fov, look_at
@@ -85,3 +86,17 @@ def write_photographs(folder: Path, pictures: Tensor, masks: Tensor) -> Path:
         for number, pixels in enumerate(content.numpy()):
             Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
     return folder
+
+
+def camera_errors(found: Cameras, true: Cameras) -> tuple[np.ndarray, np.ndarray]:
+    """Of cameras in another world: errors of rotations in degrees, and of centres in lengths of the mean distance to
+    the centres' mean, after the similarity that brings the centres together best (Umeyama, 1991)."""
+    a, b = (cameras.world_to_camera.double().numpy() for cameras in (found, true))
+    x, y = (cameras.centres().double().numpy() for cameras in (found, true))
+    x0, y0 = x - x.mean(0), y - y.mean(0)
+    u, s, v = np.linalg.svd(y0.T @ x0)
+    sign = np.diag([1.0, 1.0, np.linalg.det(u @ v)])
+    turn, scale = u @ sign @ v, (s * np.diag(sign)).sum() / (x0**2).sum()
+    rest = a[:, :, :3] @ turn.T @ b[:, :, :3].transpose(0, 2, 1)
+    angles = np.rad2deg(np.linalg.norm(Rotation.from_matrix(rest).as_rotvec(), axis=1))
+    return angles, np.linalg.norm(scale * x0 @ turn.T - y0, axis=1) / np.linalg.norm(y0, axis=1).mean()
