@@ -18,9 +18,10 @@ from typing import Any
 from ...settings.experiment import DataConfig, Experiment
 from ...store.files import from_plain, plain
 from ..pipeline import ShardWriter, shard_set
-from ..prepared import DataError, SequenceSet, data_root, read_json
-from ..sequence import load_set
+from ..prepared import DataError, SequenceSet, data_root, load_prepared, read_json
+from ..sequence import PACKED, SEQUENCES
 from ..shards import ShardedSet, load_shards
+from ..video import VIDEOS
 
 REPORT = "filter.json"
 KINDS = ("own", "set")  # of sources
@@ -28,10 +29,12 @@ KINDS = ("own", "set")  # of sources
 
 @dataclass(frozen=True)
 class Earlier:
-    """A complete set: its folder, whether it is one of tars, its settings and sources, and what `filter.json` says."""
+    """A complete set: its folder, whether it is one of tars, what it holds (`prepared.Kind`), its settings and sources,
+    and what `filter.json` says."""
 
     folder: Path
     sharded: bool
+    holds: str
     config: DataConfig
     sources: dict[str, Any]
     report: dict[str, Any]
@@ -49,7 +52,7 @@ class Earlier:
         if self.sharded:
             return load_shards(self.folder)
         if objects_per_shard is None:
-            return load_set(self.folder)
+            return load_prepared(self.folder, SEQUENCES, PACKED, VIDEOS)
         return shard_set(self.folder, ShardWriter(self.config, self.sources, self.folder.parent, objects_per_shard))
 
 
@@ -66,7 +69,8 @@ def sets_called(name: str, kind: str, root: Path | None = None) -> Iterator[Earl
             report = file.parent / REPORT
             said = read_json(report, name, ("asked_for",)) if report.is_file() else {}
             config = from_plain(DataConfig, head["config"])
-            yield Earlier(file.parent, file.suffix == ".jsonl", config, head["sources"], said)
+            holds = head.get("kind", SEQUENCES.name)
+            yield Earlier(file.parent, file.suffix == ".jsonl", holds, config, head["sources"], said)
 
 
 def load_earlier(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ...settings.experiment import DataConfig
-from ..formats import Options, Scene, read
+from ..formats import Options, Scene, files_of, read
 from ..formats.shared.captions import with_captions
 from ..prepared import DataError, write_json
 from ..sequence import Sequence, save_sequence
@@ -65,11 +65,6 @@ def read_posed(scene: Scene, options: Options) -> tuple[Sequence, None]:
     if isinstance(item, Video):
         raise DataError(f"{scene.where} is a video, expected posed images: videos of people are celebv_text's")
     return item, None
-
-
-def files_of(scene: Scene) -> list[Path]:
-    """All files of an object's folder, or its one file."""
-    return sorted(f for f in scene.place.rglob("*") if f.is_file()) if scene.place.is_dir() else [scene.place]
 
 
 def captioned(scenes: list[Scene], source: Path) -> list[Scene]:

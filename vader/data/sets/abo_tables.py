@@ -17,7 +17,7 @@ from ..formats import Options, Scene, abo, scan, srn
 from ..formats.shared.scenes import require_folder
 from ..prepared import DataError, SequenceSet
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, Sieve, files_of
+from ..reading.objects import Found, Sieve
 from ..reading.passes import prepare_found
 from ..shards import ShardedSet
 
@@ -121,4 +121,4 @@ def _as_srn(source: Path) -> Found:
     identity = {"reader": NAME, "version": READER_VERSION, "layout": "srn"}
     sieve = Sieve(len(scenes), rules, stated=STATED)
     options = Options(background="white")
-    return Found("set", scenes, options, identity, sieve, files=files_of, group=item_of)
+    return Found("set", scenes, options, identity, sieve, group=item_of)

@@ -32,7 +32,7 @@ from ..formats.shared.images import natural, open_picture, picture_files
 from ..formats.shared.scenes import key_of, require_folder
 from ..prepared import DataError, SequenceSet
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, Judgement, Sieve, captioned, files_of
+from ..reading.objects import Found, Judgement, Sieve, captioned
 from ..reading.passes import prepare_found
 from ..sequence import Sequence
 from ..shards import ShardedSet
@@ -110,7 +110,7 @@ def find_objects(
     identity = {"reader": NAME, "version": READER_VERSION, "mask_threshold": MASK_THRESHOLD} | named
     options = Options(mask_threshold=MASK_THRESHOLD, masker=masker)
     check = None if detector is None else _Detection(detector)
-    return Found("set", scenes, options, identity, sieve, files=files_of_object, check=check, judge=mask_judge)
+    return Found("set", scenes, options, identity, sieve, check=check, judge=mask_judge)
 
 
 def list_objects(source: Path) -> list[Path]:
@@ -156,12 +156,6 @@ def _scene(place: Path, source: Path, categories: dict[int, str]) -> Scene:
         about["category"] = categories[number]
     root = base if base.is_relative_to(source) else source
     return Scene(key_of(f"{place.parent.name}-{place.name}"), "colmap", place, root, attributes=about)
-
-
-def files_of_object(scene: Scene) -> list[Path]:
-    """Those of its folder, and its masks where they lie in a tree of their own."""
-    trees = [scene.root / word / scene.place.relative_to(scene.root) for word in ("mask", "masks")]
-    return [*files_of(scene), *sorted(f for tree in trees if tree.is_dir() for f in tree.iterdir() if f.is_file())]
 
 
 @dataclasses.dataclass(frozen=True)

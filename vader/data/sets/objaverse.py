@@ -209,7 +209,12 @@ def _drawn_before(source: Path) -> Found:
     ]
     sieve = Sieve(len(scenes), {"colour, polygons": "not applied: pictures, no models"}, stated=STATED)
     identity = {"reader": NAME, "version": READER_VERSION, "layout": "pictures"}
-    return Found("set", scenes, Options(), identity, sieve, read=read_pictures)
+    return Found("set", scenes, Options(), identity, sieve, read=read_pictures, files=files_of_pictures)
+
+
+def files_of_pictures(scene: Scene) -> list[Path]:
+    """Pictures, poses and what else is in the folder."""
+    return sorted(f for f in scene.place.iterdir() if f.is_file())
 
 
 def read_pictures(scene: Scene, options: Options) -> tuple[Sequence, None]:

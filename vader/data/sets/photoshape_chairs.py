@@ -16,12 +16,12 @@ from typing import Any
 
 from ...settings.checks import require
 from ...settings.experiment import DataConfig
-from ..formats import Options, Scene, scan, srn, transforms
+from ..formats import Options, Scene, files_of, scan, srn, transforms
 from ..formats.shared.captions import read_ids
 from ..formats.shared.scenes import key_of, require_folder
 from ..prepared import DataError, SequenceSet, read_json
 from ..reading.earlier import load_earlier
-from ..reading.objects import Found, Sieve, captioned, files_of
+from ..reading.objects import Found, Sieve, captioned
 from ..reading.passes import prepare_found
 from ..shards import ShardedSet
 
