@@ -162,6 +162,26 @@ def test_a_trained_autodecoder_beats_the_mean_image(models):
     assert scores["psnr"].n == len(train)
 
 
+def test_a_heldout_view_without_foreground_is_left_out_and_counted(models):
+    train = list(models.data.split("train"))
+    sliver = [dataclasses.replace(s, masks=s.masks.clone()) for s in train]
+    first = models.data.train_views
+    sliver[0].masks[first] = 0  # one held-out view of the first object
+    sliver[1].masks[first:] = 0  # all of the second
+    changed = dataclasses.replace(models, data=dataclasses.replace(models.data, sequences=tuple(sliver)))
+    with pytest.warns(UserWarning, match=rf"3 held-out views of 2 objects \({train[0].key}, .* left out of psnr_fore"):
+        scores = evaluation.heldout_scores(changed)
+    before = evaluation.heldout_scores(models)
+    assert torch.equal(scores["psnr"], before["psnr"]) and torch.equal(scores["lpips"], before["lpips"])
+    assert scores["psnr_foreground"].isnan().tolist() == [False, True, *[False] * (len(train) - 2)]
+    assert torch.equal(scores["psnr_foreground"][2:], before["psnr_foreground"][2:])
+    rest = evaluation.heldout_scores(changed, [0])["psnr_foreground"]  # the other view alone
+    assert rest.isfinite().all() and rest != before["psnr_foreground"][0]
+    assert evaluation.mean_over_objects(scores["psnr_foreground"]).n == len(train) - 1
+    with pytest.raises(MetricError, match="no object has a held-out view with a foreground pixel"):
+        evaluation.mean_over_objects(torch.tensor([torch.nan]))
+
+
 def test_mean_over_objects():
     mean = evaluation.mean_over_objects(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert mean.value == 2.5

@@ -15,7 +15,7 @@ from ..data.sets.own import experiment_named
 from ..generation.export import VOLUME_UNITS, require_mesh_packages
 from ..generation.model import Model, check_count, check_prompt, load
 from ..generation.objects import ObjectError, VolumeObject
-from ..settings.checks import require
+from ..settings.checks import check_seed, require
 from ..store.files import RunError, read_json, write_file, write_json
 from ..store.provenance import environment
 from ..store.runs import utc_now
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     count = options.count if options.count is not None else 0 if options.reconstruct else 8
     if not options.reconstruct or options.count is not None:
         check_count(count)
-    require(options.seed >= 0, f"seed is {options.seed}, expected 0 or more")
+    check_seed(options.seed)
     if count:
         check_prompt(options.model, config, options.prompt, options.guidance)
     else:

@@ -38,7 +38,7 @@ class ParameterError(ValueError):
 def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any]) -> None:
     """Refuse a notebook's unknown and mistyped parameters; to be called before it defines anything else.
 
-        check_parameters(globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**32))
+        check_parameters(globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**31))
 
     known: for each parameter its type, or the values it may take. In a fresh kernel every variable that is none of
     IPython's own must be a known parameter; a later call in the same kernel, as after an edit in Jupyter, checks

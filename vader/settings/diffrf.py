@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .checks import ConfigError, nearest, require
+from .checks import ConfigError, check_seed, nearest, require
 from .diffusion import UNetConfig
 from .experiment import Experiment
 
@@ -110,6 +110,7 @@ class DiffRFConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         size, patch = self.fields.resolution, self.diffusion.patch_size
         require(size % patch == 0, f"resolution {size} does not divide into patches of patch_size {patch}")
         self.unet.resolutions(size // patch)

@@ -39,6 +39,12 @@ def checkpoints(work: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
 
 
+def kept(work: Path) -> str:
+    """What is left of a training that stopped, in words."""
+    left = [path.name for path in checkpoints(work)]
+    return f"{left[0]} stays, and the run resumes from it" if left else "there is no earlier checkpoint"
+
+
 def write(
     work: Path,
     task: str,
@@ -71,11 +77,7 @@ def write(
     if faults:
         if ranks.first:
             shutil.rmtree(partial, ignore_errors=True)
-        left = [path.name for path in checkpoints(work)]
-        raise RunError(
-            f"{final}: cannot be written ({faults[0]}), so training stops; "
-            f"{left[0] + ' stays, and the run resumes from it' if left else 'there is no earlier checkpoint'}"
-        )
+        raise RunError(f"{final}: cannot be written ({faults[0]}), so training stops; {kept(work)}")
     if ranks.first:
         for old in checkpoints(work)[KEPT:]:
             shutil.rmtree(old)

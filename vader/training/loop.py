@@ -6,6 +6,7 @@ clock), so a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from .sharding import load_module, local, shape_moments, whole
 CHECKPOINT_SECONDS = 60.0
 RECORD_SECONDS = 10.0  # between saved records: what a killed process leaves of the time it took
 LOG_POINTS = 400  # points on a run's loss curve
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Task(Protocol):
@@ -109,7 +111,7 @@ def fit(
     ends the training, or, with `skip_non_finite`, leaves the weights as they are and is counted in the record.
 
     Raises Paused after a checkpoint when `max_seconds` are over or the process is told to terminate (SIGTERM), and
-    RunError when the loss is not finite (naming the step and its objects), when a checkpoint cannot be written, or
+    RunError when the loss is not finite (naming the step and its objects), when the disk is full, or
     when none of those there can be used. Raises ConfigError where there are more ranks than the task knows of.
     """
     ranks: Ranks = getattr(task, "ranks", ALONE)
@@ -122,15 +124,20 @@ def fit(
     clock = _resume(task, work, settings, ranks)
     for curve in (task.name, "skipped"):
         record.rewind(curve, clock)
-    if ranks.first:
-        record.save()  # a process that is killed before its first checkpoint has a session, too
-    with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
-        loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
-        loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
-    if ranks.first or ranks.size > 1:
-        task.save(work)
-    if ranks.first:
-        record.save()
+    try:
+        if ranks.first:
+            record.save()  # a process that is killed before its first checkpoint has a session, too
+        with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
+            loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
+            loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
+        if ranks.first or ranks.size > 1:
+            task.save(work)
+        if ranks.first:
+            record.save()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunError(f"{work}: cannot be written ({error}), so training stops; {checkpoints.kept(work)}") from error
     ranks.told()  # nobody leaves before the weights are written
 
 

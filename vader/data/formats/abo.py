@@ -31,6 +31,7 @@ from .srn import number_of
 
 SIGNS = "abo-benchmark-material: <id>/metadata.json with <id>/render/<lighting>/ and segmentation/"
 UP = "y"
+POSES = ("camera-to-world", "OpenGL")
 SIDE = 512  # pixels that K belongs to
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 

@@ -19,8 +19,8 @@ from ..prepared import DataError
 from ..sequence import Sequence
 from .gltf import Glb, Surface, to_linear, to_srgb
 from .shared.normalise import up_rotation
-from .shared.scenes import Options, Scene, folders, make_scenes, sampled
-from .wavefront import MAX_TRIANGLES, FolderFiles, Part, read_obj
+from .shared.scenes import Options, Places, Scene, folders, sampled
+from .wavefront import MAX_TRIANGLES, FolderFiles, Part, named_files, read_obj
 
 if TYPE_CHECKING:
     import trimesh
@@ -35,10 +35,18 @@ def find(folder: Path) -> str | None:
     return next((f"{file} is a 3D model" for f in sampled(folder) for file in _models(f)), None)
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """All models of a folder and below, keyed by path and name."""
-    found = {str(file.relative_to(folder).with_suffix("")): (file, {}) for f in folders(folder) for file in _models(f)}
-    return make_scenes("models", folder, found)
+    files = (file for f in folders(folder) for file in _models(f))
+    return ((str(file.relative_to(folder).with_suffix("")), file, {}) for file in files)
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files beside a model that decide what it is: what an OBJ file names; pictures of a GLB file are mostly in it."""
+    if scene.place.suffix.lower() != ".obj":
+        return []
+    files = FolderFiles(scene.root)
+    return [f for name in named_files(files, scene.place.relative_to(scene.root).as_posix()) if (f := files.find(name))]
 
 
 def _models(folder: Path) -> list[Path]:

@@ -25,10 +25,11 @@ from ..prepared import DataError, read_json
 from ..sequence import Sequence
 from .shared.images import SUFFIXES
 from .shared.lenses import Lens
-from .shared.scenes import Options, Scene, View, assemble, folders, inside, make_scenes, rigid, sampled
+from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, rigid, sampled
 
 SIGNS = "folders with transforms.json, or transforms_train.json and its kin"
 UP = "z"
+POSES = ("camera-to-world", "OpenGL")
 FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json", "transforms.json")
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 Z_UP_TO_Y_UP = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
@@ -42,11 +43,11 @@ def find(folder: Path) -> str | None:
     return next((f"{file} is there" for f in sampled(folder) if (file := _file(f))), None)
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """Folders with such a file. `files["pictures"]` is where file_path starts: a set whose pictures are elsewhere
     replaces it, and `root` with it."""
-    found = {str(f.relative_to(folder)): (f, {"file": file.name}) for f in folders(folder) if (file := _file(f))}
-    return make_scenes("transforms", folder, found)
+    listed = ((f, _file(f)) for f in folders(folder))
+    return ((str(f.relative_to(folder)), f, {"file": file.name}) for f, file in listed if file)
 
 
 def _file(folder: Path) -> Path | None:

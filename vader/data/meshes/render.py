@@ -199,9 +199,13 @@ def _require_off_screen() -> None:
 
 
 class MeshRenderer:
-    """Pictures of a model (canonical parts) by VTK, off screen. Use as a context manager."""
+    """Pictures of a model (canonical parts) by VTK, off screen. Use as a context manager.
 
-    def __init__(self, parts: Items[Part]) -> None:
+    reach: nothing further from the origin is drawn.
+    """
+
+    def __init__(self, parts: Items[Part], reach: float = 2 * RADIUS) -> None:
+        self.reach = reach
         try:
             import pyvista
         except ImportError as error:
@@ -295,4 +299,4 @@ class MeshRenderer:
         camera.SetViewAngle(math.degrees(2 * math.atan(0.5 * one.height / k[1, 1].item())))
         camera.SetWindowCenter(1 - 2 * k[0, 2].item() / one.width, 2 * k[1, 2].item() / one.height - 1)
         distance = centre.norm().item()
-        camera.SetClippingRange(max(distance - 2 * RADIUS, 0.01), distance + 2 * RADIUS)
+        camera.SetClippingRange(max(distance - self.reach, 0.01), distance + self.reach)

@@ -17,9 +17,10 @@ from typing import Any
 from ...settings.experiment import DataConfig
 from ...store.files import from_plain, plain
 from ..pipeline import ShardWriter, shard_set
-from ..prepared import DataError, SequenceSet, data_root, read_json
-from ..sequence import load_set
+from ..prepared import DataError, SequenceSet, data_root, load_prepared, read_json
+from ..sequence import PACKED, SEQUENCES
 from ..shards import ShardedSet, load_shards
+from ..video import VIDEOS
 
 REPORT = "filter.json"
 KINDS = ("own", "set")  # of sources
@@ -48,7 +49,7 @@ class Earlier:
         if self.sharded:
             return load_shards(self.folder)
         if objects_per_shard is None:
-            return load_set(self.folder)
+            return load_prepared(self.folder, SEQUENCES, PACKED, VIDEOS)
         return shard_set(self.folder, ShardWriter(self.config, self.sources, self.folder.parent, objects_per_shard))
 
 
