@@ -19,7 +19,6 @@ PAGES = [ROOT / "README.md", ROOT / "reports" / "departures.md", *sorted((ROOT /
 PAGES = [page for page in PAGES if not page.name.startswith("ATTRIBUTION")]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "vader").rglob("*.py"))
-LONG_STILL = {"vader/data/formats/shared/scenes.py", "vader/data/formats/wavefront.py"}  # may leave, none may join
 ABBREVIATIONS = ("al", "cf", "e.g", "i.e", "vs", "Eq", "Fig", "Figs", "No", "Sec", "Tab", "Tabs")
 END = re.compile(r"(?<=[.!?])[)\"”*]*\s+")
 ITEM = re.compile(r"\s*([-*>]|\d+\.)\s")
@@ -132,7 +131,7 @@ def test_a_text_has_short_sentences_and_names_what_exists(file):
 
 def test_docstrings_of_modules_have_short_sentences():
     faults = {file.relative_to(ROOT).as_posix(): faults_of_sentences(docstrings(file)[0]) for file in MODULES}
-    assert {name: found for name, found in faults.items() if found and name not in LONG_STILL} == {}
+    assert {name: found for name, found in faults.items() if found} == {}
 
 
 def test_docstrings_name_what_exists():

@@ -87,8 +87,9 @@ def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet
     options = {name: value for name in names if (value := getattr(given, name)) is not None}
     if part := _part(given):
         options["part"] = part
-    options |= {"strict": True} if given.strict else {}
     from_files = given.source is not None and given.name in DOWNLOADED  # whose counts are what is asked for, at most
+    require(not given.strict or from_files, "--strict is for a folder of files: with --name, or with --source of a set")
+    options |= {"strict": True} if given.strict else {}
     return prepare((experiment if from_files else experiment_named)(given.profile, given.name).data, **options)
 
 
@@ -125,11 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source",
         help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder; "
-        f"people_bodies: folder of motion clips; {', '.join(DOWNLOADED)}: folder of the files, as their data cards "
-        "have them",
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="stop at an object that cannot be used (default: name it and go on)"
+        "people_bodies: folder of motion clips",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
@@ -137,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--part", metavar="I/K", help="of K parts write the I-th alone, e.g. 3/64")
     parser.add_argument("--join", action="store_true", help="make the parts a set, without looking at pixels again")
+    parser.add_argument("--strict", action="store_true", help="own data: an object that cannot be used is an error")
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
     parser.add_argument(
         "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"

@@ -4,9 +4,9 @@ Loaders for general use skip what they cannot read; here a broken line or a face
 names it. Normals are ignored (most files have none, see `render.corner_normals`), and so are all material properties
 but the diffuse colour, its map and the opacity (`d`, `Tr`; maps of opacity, `map_d`, are not read).
 
-Of what programs write differently, this is read: any blanks between fields, comments after them, several libraries in
-one `mtllib`, options of `map_Kd` (of which `-s` and `-o` move the texture), backslashes and another case of letters in
-names, and colours after the coordinates of vertices, from 0 to 1 or to 255.
+It also reads variants that programs write. Fields may have any blanks between them and comments after them. `mtllib`
+may name several libraries. `map_Kd` may have options, of which `-s` and `-o` move the texture. Names may have
+backslashes and another case of letters. Colours may follow the coordinates of vertices, from 0 to 1 or to 255.
 """
 
 from __future__ import annotations

@@ -29,12 +29,10 @@ KINDS = ("own", "set")  # of sources
 
 @dataclass(frozen=True)
 class Earlier:
-    """A complete set: its folder, whether it is one of tars, what it holds (`prepared.Kind`), its settings and sources,
-    and what `filter.json` says."""
+    """A complete set: its folder, whether it is one of tars, its settings and sources, and what `filter.json` says."""
 
     folder: Path
     sharded: bool
-    holds: str
     config: DataConfig
     sources: dict[str, Any]
     report: dict[str, Any]
@@ -69,8 +67,7 @@ def sets_called(name: str, kind: str, root: Path | None = None) -> Iterator[Earl
             report = file.parent / REPORT
             said = read_json(report, name, ("asked_for",)) if report.is_file() else {}
             config = from_plain(DataConfig, head["config"])
-            holds = head.get("kind", SEQUENCES.name)
-            yield Earlier(file.parent, file.suffix == ".jsonl", holds, config, head["sources"], said)
+            yield Earlier(file.parent, file.suffix == ".jsonl", config, head["sources"], said)
 
 
 def load_earlier(

@@ -137,19 +137,14 @@ def ordered(sequence: Sequence, order: list[int]) -> Sequence:
     )
 
 
-def settings_of(config: DataConfig, looked_at: list[Sequence], all_of_them: bool) -> DataConfig:
-    """The settings with the views that objects have and the cameras of the first: distance, field of view, elevations.
-
-    So many views as the poorest has if these are all objects, else as three of four have, and as are asked for.
-    """
-    counts = sorted(len(sequence) for sequence in looked_at)
-    views = min(counts[0 if all_of_them else len(counts) // 4], config.train_views + config.heldout_views)
-    first = next(sequence for sequence in looked_at if len(sequence) >= views)
-    centres = first.cameras.centres().double()
+def settings_of(config: DataConfig, sequence: Sequence, views: int, heldout: int) -> DataConfig:
+    """The settings with what the cameras of an object say: their distance, field of view and elevations (medians); and
+    with `views` of each object, of which every sixth is held out, `heldout` at most."""
+    centres = sequence.cameras.centres().double()
     distance = centres.norm(dim=-1)
-    focal = first.cameras.intrinsics[:, 0, 0].double().median().item()
+    focal = sequence.cameras.intrinsics[:, 0, 0].double().median().item()
     elevation = torch.rad2deg(torch.asin((centres[:, 1] / distance).clamp(-1, 1)))
-    heldout = min(config.heldout_views, len(range(5, views, 6)) or 1)
+    heldout = min(heldout, len(range(5, views, 6)) or 1)
     return dataclasses.replace(
         config,
         train_views=views - heldout,
@@ -158,6 +153,13 @@ def settings_of(config: DataConfig, looked_at: list[Sequence], all_of_them: bool
         camera_distance=round(distance.median().item(), 3),
         elevation=(round(elevation.min().item(), 1), round(elevation.max().item(), 1)),
     )
+
+
+def views_of(config: DataConfig, looked_at: list[Sequence], all_of_them: bool) -> int:
+    """Views that objects of a set have: as many as the poorest has if these are all objects, else as three of four
+    have, and as are asked for."""
+    counts = sorted(len(sequence) for sequence in looked_at)
+    return min(counts[0 if all_of_them else len(counts) // 4], config.train_views + config.heldout_views)
 
 
 # ---------------------------------------------------------------------------------------- one object

@@ -33,7 +33,7 @@ from ..prepared import DataError, SequenceSet, data_root, read_json, write_json
 from ..sequence import Sequence, load_sequence, object_cameras
 from ..shards import ShardedSet
 from .earlier import REPORT, Earlier, asked, sets_called
-from .objects import FEWEST_VIEWS, Found, Job, hashed, heldout_keys, read_object, settings_of, stamp
+from .objects import FEWEST_VIEWS, Found, Job, hashed, heldout_keys, read_object, settings_of, stamp, views_of
 
 LOOKED_AT = 8  # objects whose views are counted, to say how many views all have
 SHOWN = 3  # reasons in a message
@@ -133,8 +133,9 @@ class _Reading:
         if not looked_at:
             raise DataError(_none_left(self.config.name, [*few, *faults]))
         self.found.sieve.notes["views_found"] = sorted(map(len, looked_at))[len(looked_at) // 2]
-        settings = settings_of(config, looked_at, len(looked_at) + len(faults) + len(few) == len(self.found.scenes))
-        views = settings.train_views + settings.heldout_views
+        views = views_of(config, looked_at, len(looked_at) + len(faults) + len(few) == len(self.found.scenes))
+        first = next(sequence for sequence in looked_at if len(sequence) >= views)
+        settings = settings_of(config, first, views, config.heldout_views)
         self.ready = {sequence.key: sequence for sequence in looked_at if len(sequence) == views}
         return settings, dataclasses.replace(options, views=views)
 

@@ -30,7 +30,7 @@ from ..formats.shared.captions import captioned
 from ..meshes.render import LIGHT_RIG
 from ..prepared import DataError, SequenceSet, data_root
 from ..reading.earlier import fitted, load_earlier, sets_called
-from ..reading.objects import FEWEST_VIEWS, heldout_last, ordered, settings_of
+from ..reading.objects import FEWEST_VIEWS, heldout_last, ordered, read_posed, settings_of
 from ..sequence import SEQUENCES, Sequence, object_cameras
 from ..shards import ShardedSet
 from ..streaming.listing import Listing
@@ -38,10 +38,10 @@ from ..streaming.parts import PartOfSet
 from ..streaming.streamed import prepare_listed
 from ..video import VIDEOS, Video, train_share
 
+KIND = "own"  # in the sources of its manifest
 HELDOUT = 8  # objects, at most
 PATTERN = "furniture_chairs"  # the built-in set whose settings own sets have, but for their data
 VIDEO_PATTERN = "people_heads"  # the same for subjects that move, where a profile has it
-KIND = "own"
 
 
 def prepare_folder(
@@ -83,16 +83,16 @@ def _read_scene(options: Options, config: DataConfig, scene: Scene) -> tuple[Seq
     if scene.format == "videos":
         video = read(scene, options)
         return dataclasses.replace(video, train_frames=train_share(config, len(video))), None
-    sequence = read(scene, options)
-    return ordered(sequence, heldout_last(len(sequence), len(sequence))), None
+    sequence, _ = read_posed(scene, options)
+    order = heldout_last(len(sequence), len(sequence))
+    return ordered(dataclasses.replace(sequence, split=scene.split), order), None
 
 
 def prepare(
     config: DataConfig, root: Path | None = None, objects_per_shard: int | None = None
 ) -> SequenceSet | ShardedSet:
     """The own set of these settings, which `prepare_folder` has made. Raises DataError where it is gone."""
-    shards = "" if objects_per_shard is None else f" --objects-per-shard {objects_per_shard}"
-    expected = f"expected it from 'vader data FOLDER --name {config.name}{shards}'"
+    expected = f"expected it from 'vader data FOLDER --name {config.name}'"
     return load_earlier(config, KIND, expected, root, objects_per_shard)
 
 
@@ -111,11 +111,11 @@ def experiment_named(profile: str, name: str) -> Experiment:
         asked = experiment(profile, name)
         made = [earlier.config for earlier in sets_called(name, "set") if earlier.was_asked_for(asked.data)]
         return fitted(asked, made[-1]) if made else asked
-    earlier = list(sets_called(name, KIND))
-    if not earlier:
+    found = list(sets_called(name, KIND))
+    if not found:
         return experiment(profile, name)
-    pattern = _pattern(profile, earlier[-1].holds == VIDEOS.name)
-    configs = [one.config for one in earlier]
+    pattern = _pattern(profile, found[-1].sources[KIND]["format"] == "videos")
+    configs = [earlier.config for earlier in found]
     fitting = [config for config in configs if config.resolution == pattern.data.resolution]
     sizes = sorted({config.resolution for config in configs})
     require(
@@ -165,6 +165,6 @@ def _settings(
                 raise
             fault = fault or error
             continue
-        config = settings_of(base, [first], True)
-        return config, dataclasses.replace(options, views=config.train_views + config.heldout_views)
+        views = min(len(first), base.train_views + base.heldout_views)
+        return settings_of(base, first, views, views), dataclasses.replace(options, views=views)
     raise fault

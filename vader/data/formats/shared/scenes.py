@@ -1,4 +1,4 @@
-"""What all formats share: the object on disk, `Scene`; how it is to be read, `Options`; its posed pictures, `View`.
+"""The base of all formats: an object on disk (`Scene`), its posed pictures (`View`) and how to read it (`Options`).
 
 A reader of posed pictures lists an object's views, and `assemble` makes a Sequence of them: one picture at a time is
 decoded, masked, composited on black, freed of distortion, made square and scaled, and only the small result is kept.
