@@ -15,6 +15,7 @@ import torch
 from tests.data.formats.rendered import World, orbit, pictured
 from tests.data.formats.test_posed_layouts import write_abo, write_srn
 from vader.commands import main as vader
+from vader.commands import train
 from vader.data import load_shards, prepare
 from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
@@ -150,6 +151,17 @@ def test_a_changed_file_makes_another_set(source, tmp_path):
     pictures = tmp_path / "abo" / "abo-benchmark-material" / "B00" / "render" / "0"
     shutil.copyfile(pictures / "render_3.jpg", pictures / "render_4.jpg")
     assert prepare(CONFIG, source=tmp_path / "abo", workers=1).digest != first.digest
+
+
+def test_training_prepares_a_set_whose_source_it_is_given_and_the_last_one_counts(source, tmp_path):
+    write_abo(tmp_path / "few", {"B00": ["0"], "B02": ["0", "1"]}, TRUTH, SIZE, world=STANDING)
+    write_listings(tmp_path / "few", dict.fromkeys(ITEMS, "TABLE"))
+    for folder, counts in ((source, (6, 2)), (tmp_path / "few", (1, 2)), (source, (6, 2))):
+        options = train.options_of(["abo_tables", "--profile", "smoke", "--source", str(folder)])
+        config = train._named(options)
+        assert (config.data.num_objects, config.data.heldout_objects) == counts and options.source is None
+        assert experiment_named("smoke", "abo_tables") == config
+        assert config.reconstruction.objects_per_step == min(4, counts[0])
 
 
 def test_an_interrupted_reading_goes_on_where_it_was(source, tmp_path, monkeypatch):

@@ -41,6 +41,10 @@ class Earlier:
     def kind(self) -> str:
         return next((kind for kind in KINDS if kind in self.sources), "")
 
+    @property
+    def manifest(self) -> Path:
+        return self.folder / ("manifest.jsonl" if self.sharded else "manifest.json")
+
     def was_asked_for(self, config: DataConfig) -> bool:
         """Whether these are its settings, or those of which it holds as much as there was."""
         return self.config == config or plain(config) in self.report.get("asked_for", [])

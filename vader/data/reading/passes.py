@@ -56,6 +56,7 @@ def prepare_found(
     root = root or data_root()
     reading = _Reading(config, found, root, strict)
     if earlier := reading.done_before(objects_per_shard is not None):
+        earlier.manifest.touch()  # of several sets of a name the last one counts
         return earlier.opened(objects_per_shard)
     workers = torch.get_num_threads() if workers is None else workers
     settings, options = reading.settle()
