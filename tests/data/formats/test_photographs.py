@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from tests.data.formats.test_colmap import TILTED, World, poses, write_model
+from tests.data.formats.test_videos import write
 from vader.data.formats import Options, detect, photographs, read, scan
 from vader.data.formats.shared import structure_from_motion
 from vader.data.formats.shared.normalise import hull_iou
@@ -165,6 +166,23 @@ def test_pictures_are_upright_masked_and_of_a_limited_size(tmp_path, monkeypatch
     mask = np.asarray(Image.open(tmp_path / "work/masks/24x40/00003.png.png"))
     assert mask.shape == (40, 24) and mask[:, :12].min() == 255 and mask[:, 12:].max() == 0
     assert np.asarray(Image.open(tmp_path / "work/images/40x24/00000.png")).shape == (24, 40, 3)
+
+
+def test_frames_of_a_video_are_pictures_too(walked, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    monkeypatch.setattr(photographs, "FRAMES", 4)
+    frames = walked.images[:8].numpy()
+    write(tmp_path / "walk.mkv", frames)
+    write(tmp_path / "walk.mask.mkv", walked.masks[:8].numpy(), pixels="gray")
+    (scene,) = scan(tmp_path, "photographs")
+    names, faults = photographs._develop(scene, OPTIONS, tmp_path / "work")
+    assert scene.key == "walk" and list(names.values()) == [f"frame {i}" for i in (1, 3, 5, 7)] and not faults
+    for number, name in zip((1, 3, 5, 7), names, strict=True):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "work/images" / name)), frames[number])
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"work/masks/{name}.png")), walked.masks[number])
+    before = photographs._identity(scene, OPTIONS)
+    write(tmp_path / "walk.mask.mkv", walked.masks[1:9].numpy(), pixels="gray")
+    assert photographs._identity(scene, OPTIONS) != before, "other masks, other cameras"
 
 
 def test_pictures_without_masks_are_refused_before_any_work(walked, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ..sequence import load_packed
 from .render import to_canonical
 
 WANTED = ("sofa", "lamp")
-BORING = re.compile(r"(ceiling|wall|light source)", re.IGNORECASE)  # lamps that stand on nothing
+FIXED = re.compile(r"(ceiling|wall|light source)", re.IGNORECASE)  # hung on a building
 
 
 def write_pieces(folder: Path, count: int = 12, source: str | Path | None = None) -> str:
@@ -46,7 +46,7 @@ def _named(catalogues: list[Catalogue], word: str, count: int) -> list[tuple[str
         catalogue.model(entry)
         for catalogue in catalogues
         for entry in catalogue.entries
-        if pattern.search(entry.get("name", "")) and not BORING.search(entry.get("name", ""))
+        if pattern.search(entry.get("name", "")) and not FIXED.search(entry.get("name", ""))
     ]
     found = []
     for number, model in enumerate(sorted(models, key=lambda model: model.id)[:count]):

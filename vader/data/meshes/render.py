@@ -17,6 +17,7 @@ import ctypes
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence as Items
 from dataclasses import replace
 from importlib import import_module
@@ -207,7 +208,9 @@ class MeshRenderer:
     def __init__(self, parts: Items[Part], reach: float = 2 * RADIUS) -> None:
         self.reach = reach
         try:
-            import pyvista
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # in a notebook without widgets, for progress bars of downloads
+                import pyvista
         except ImportError as error:
             raise ImportError(
                 "rendering furniture needs pyvista, which the extra 'data' installs: pip install 'vader[data]'"
