@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from tests.evaluation.metrics.test_neighbours import objects_of
+from tests.tiny import balls, tiny_experiment
 from vader.evaluation import text
 from vader.evaluation.metrics import MetricError
 from vader.evaluation.metrics.neighbours import memorisation
+from vader.evaluation.pictures import render_samples
+from vader.generation.volumes import load_models
 
 KINDS = ("chair", "lamp", "sofa", "van")
 
@@ -134,3 +137,19 @@ def test_the_effective_number_counts_equal_shares_and_little_of_rare_ones():
     assert text.effective_number(["a", "b", "c", "d"] * 3) == pytest.approx(4)
     assert text.effective_number(["a"] * 9) == pytest.approx(1)
     assert 1 < text.effective_number(["a"] * 9 + ["b"]) < 1.5
+
+
+def test_pictures_of_samples_are_those_of_render_samples_and_broken_ones_are_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_RUNS", str(tmp_path))
+    config = tiny_experiment()
+    models = load_models(config, balls(config), "cpu")
+    system = models.ours()
+    colours, occupancies = text.picture_samples(models, system, 5, 2, seed=1)
+    expected = render_samples(models, system, 5, 2, seed=1)
+    assert (colours - expected).abs().max() < 0.02 and occupancies.shape == expected.shape[:-1]
+
+    def broken(indices, seed):
+        return torch.full((len(indices), 4, 16, 16, 16), torch.nan)
+
+    colours, occupancies = text.picture_samples(models, broken, 2, 2, seed=0)
+    assert not colours.any() and not occupancies.any() and text.read_colours(colours, occupancies) == [[], []]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.describe import colour_shares, colours_of
+from ..generation.parallel import BATCH, side_by_side
 from ..generation.volumes import Models, System
 from ..rendering.render import render_views
 from .metrics import MetricError
@@ -91,14 +92,17 @@ def picture_samples(models: Models, system: System, count: int, views: int, seed
 
     A sample that came out broken is empty.
     """
-    colours, occupancies = [], []
-    for index in range(count):
-        volume = torch.nan_to_num(system([index], seed), 0.0, 0.0, 0.0)
-        cameras = random_views(models.config, index, views, seed)
-        found = render_views(volume, cameras, models.config.reconstruction.num_samples, normals=False)
-        colours.append(found["colour"][0].cpu().clamp(0, 1))
-        occupancies.append(found["occupancy"][0].cpu())
-    return torch.stack(colours), torch.stack(occupancies)
+
+    def render(indices: range) -> list[dict[str, Tensor]]:
+        volumes = torch.nan_to_num(system(indices, seed), 0.0, 0.0, 0.0)
+        cameras = [random_views(models.config, index, views, seed) for index in indices]
+        samples = models.config.reconstruction.num_samples
+        return [render_views(v[None], c, samples, normals=False) for v, c in zip(volumes, cameras, strict=True)]
+
+    jobs = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    found = [one for batch in side_by_side(render, jobs, models.device) for one in batch]
+    colours, occupancies = (torch.cat([one[name].cpu() for one in found]) for name in ("colour", "occupancy"))
+    return colours.clamp(0, 1), occupancies
 
 
 # ------------------------------------------------------------------------------------------------ the scores
