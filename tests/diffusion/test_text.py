@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -380,3 +381,35 @@ def test_samples_follow_captions_and_guidance(stage1):
         unconditional.ours(captions)
     with pytest.raises(ConfigError, match="guidance is 3, but the model is unconditional"):
         unconditional.ours(guidance=3)
+
+
+# ------------------------------------------------------------------------------------------------- odd prompts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "note"),
+    [
+        ([[1, 5, 2], [1, 6, 7, 8, 2]], None),
+        ([[1, 5, 2], [1] * 6], "1 of 2 captions have more than 5 tokens, the rest of them is not read"),
+        ([[1, 0, 2], [1, 0, 2]], "2 of 2 captions have words that tiny-t5-test does not know"),
+        ([[0] * 9], "1 of 1 captions have more than 5 tokens, .*; 1 of 1 captions have words"),
+    ],
+)
+def test_what_the_encoder_does_not_read_is_said(tokens, note):
+    found = text.unread(tokens, 0, ENCODER)
+    assert found is None if note is None else re.match(note, found)
+    assert text.unread(tokens, None, ENCODER) is None or "words" not in text.unread(tokens, None, ENCODER)
+
+
+def test_prompts_of_any_length_and_script_have_contexts_of_one_shape(capsys):
+    config = TextConfig(PACKAGED_ENCODER)
+    try:
+        text.load_encoder(config)
+    except (WeightsError, ImportError) as error:
+        pytest.skip(f"the packaged encoder is not at hand: {error}")
+    prompts = ["a red lamp, lights", "a lamp " * 100, "красная лампа", "赤いランプ", "a red zorble, spaceships", ""]
+    contexts = text.encode(prompts, config)
+    assert contexts.shape == (6, config.tokens, config.width) and contexts.isfinite().all()
+    assert "1 of 6 captions have more than 32 tokens" in capsys.readouterr().err
+    assert contexts[1].abs().sum(-1).all() and not contexts[0, -1].any()
+    assert (contexts[0] - contexts[4]).abs().max() > 0.1  # an unknown kind is a prompt like any other

@@ -191,6 +191,8 @@ def test_text_goes_to_models_that_take_it_and_to_no_other(store, model):
     [two] = told.sample(1, prompt="A ball, of size 3!", guidance=3)
     [three] = told.sample(1, prompt="zzz")
     assert (one.name, two.name) == ("told-a-ball-of-size-3-seed0-000", "told-a-ball-of-size-3-guidance3-seed0-000")
+    [four], [five] = told.sample(1, prompt="мяч"), told.sample(1, prompt="球")
+    assert len({three.name, four.name, five.name}) == 3 and four.name.startswith("told-prompt")
     assert one.caption == "A ball, of size 3!" and two.origin["guidance"] == 3
     assert not torch.equal(one.volume, two.volume) and not torch.equal(one.volume, three.volume)
 

@@ -14,6 +14,7 @@ from ..baselines.diffrf import diffrf_run
 from ..baselines.diffrf import plan as diffrf_plan
 from ..baselines.systems import GANS, RIVALS
 from ..data import SequenceSet, ShardedSet, prepare
+from ..data.captions import with_captions
 from ..data.sets.own import experiment_named
 from ..evaluation import costs
 from ..settings.checks import require
@@ -51,6 +52,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-seconds", type=float, help="pause with a checkpoint after this many seconds")
     parser.add_argument("--source", help="path of the data set's own files, if not the usual one")
     parser.add_argument("--objects-per-shard", type=int, help="store the data set in tars of this many objects")
+    parser.add_argument("--captions", type=Path, help="a JSON file {object: text} in place of the set's own captions")
     parser.add_argument("--dry-run", action="store_true", help="print steps, memory and files, and stop")
     steps = parser.add_argument_group("several processes (or: torchrun --nproc-per-node=K -m vader train ...)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine (default: 1)")
@@ -129,7 +131,8 @@ def _named(options: argparse.Namespace) -> Experiment:
 
 def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | ShardedSet:
     reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
-    return prepare(config.data, **{name: value for name, value in reading.items() if value is not None})
+    data = prepare(config.data, **{name: value for name, value in reading.items() if value is not None})
+    return data if options.captions is None else with_captions(data, options.captions)
 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
@@ -140,6 +143,10 @@ def _experiment(options: argparse.Namespace) -> Experiment:
         config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)
     ranks = max(options.ranks, int(os.environ.get("WORLD_SIZE", "1")))
     require_several(ranks, options.shard is not None)
+    if options.captions is not None:
+        alone = ranks == 1 and options.objects_per_shard is None
+        require(config.conditional, f"--captions is for models that take text, and {options.data} takes none")
+        require(alone, "--captions is for one process and a set in memory, expected no --ranks, --objects-per-shard")
     for settings in (config.reconstruction, config.diffusion):
         Ranks(0, ranks).share(settings.microbatches)
     return config

@@ -24,6 +24,7 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "procedural_tables": "procedural",
     "furniture_chairs": "furniture",
     "furniture_tables": "furniture",
+    "household": "household",
     "puppets": "puppets",
     "puppets_waving": "puppets",
     "people_heads": "people",

@@ -140,6 +140,8 @@ def encode(captions: Sequence[str], config: TextConfig, batch_size: int = 64) ->
     """
     require(len(captions) > 0, "there are no captions to encode, expected at least one")
     tokenizer, model = load_encoder(config)
+    if note := unread(tokenizer(list(captions))["input_ids"], tokenizer.unk_token_id, config):
+        print(note, file=sys.stderr)
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))  # batches of like length
     contexts = torch.zeros(len(captions), config.tokens, model.config.hidden_size)
     for start in range(0, len(order), batch_size):
@@ -156,6 +158,14 @@ def encode(captions: Sequence[str], config: TextConfig, batch_size: int = 64) ->
         states = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state.float()
         contexts[chosen, : states.shape[1]] = states * mask[..., None]
     return contexts
+
+
+def unread(tokens: Sequence[Sequence[int]], unknown: int | None, config: TextConfig) -> str | None:
+    """What the encoder will not read of captions, by their token ids: beyond its length, and unknown words."""
+    long, strange = sum(len(ids) > config.tokens for ids in tokens), sum(unknown in ids for ids in tokens)
+    notes = [f"{long} of {len(tokens)} captions have more than {config.tokens} tokens, the rest of them is not read"]
+    notes += [f"{strange} of {len(tokens)} captions have words that {config.encoder} does not know"]
+    return "; ".join(note for note, count in zip(notes, (long, strange), strict=True) if count) or None
 
 
 def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:

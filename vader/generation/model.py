@@ -12,6 +12,7 @@ Each is a list of `VolumeObject`, or one. No data set is needed: the runs hold a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -284,7 +285,10 @@ def check_prompt(name: str, config: Experiment, prompt: str | None, guidance: fl
 
 def _words(prompt: str | None, guidance: float | None) -> list[str]:
     """Parts of a file name that tell prompts apart at a glance."""
-    words = [] if prompt is None else [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")]
+    words = []
+    if prompt is not None:  # one in another script is told by a number
+        legible = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+        words.append(legible or f"prompt{hashlib.sha256(prompt.encode()).hexdigest()[:8]}")
     return words + ([] if guidance is None else [f"guidance{guidance:g}"])
 
 

@@ -21,6 +21,16 @@ def picture_row(volume: Tensor, config: DataConfig, num_samples: int, resolution
     return torch.cat([*colour, shade, normals], dim=1).clamp(0, 1)
 
 
+def three_views(volume: Tensor, config: DataConfig, num_samples: int, resolution: int = 96) -> Tensor:
+    """One object (4, S, S, S) as a block (2 h, 4 w, 3): three views, their normals below, and depth of the third."""
+    views = render_views(volume[None].float(), turntable(config, resolution=resolution)[:3], num_samples)
+    views = {name: values[0].cpu() for name, values in views.items()}
+    shade = depth_shade(views["depth"][2], config)[..., None].expand(-1, -1, 3)
+    above = torch.cat([*views["colour"], shade], dim=1)
+    below = torch.cat([*normal_colours(views["normals"], views["occupancy"]), torch.zeros_like(shade)], dim=1)
+    return torch.cat([above, below]).clamp(0, 1)
+
+
 def depth_shade(depth: Tensor, config: DataConfig) -> Tensor:
     """Depth (...) as a grey level: near is bright, and 0, where nothing is hit, stays black."""
     near, far = config.camera_distance - REACH, config.camera_distance + REACH

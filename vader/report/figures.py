@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from ..data.hull_check import HullCheck
 from ..data.sequence import Sequence
 from ..evaluation.metrics.features import to_uint8
 from ..rendering.cameras import AZIMUTHS, ELEVATION
-from ..rendering.strips import picture_row
+from ..rendering.strips import picture_row, three_views
 from ..settings.experiment import DataConfig
 
 if TYPE_CHECKING:
@@ -34,6 +36,28 @@ def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int
         axis.imshow(torch.cat(images, dim=0).numpy(), interpolation="nearest")
         axis.set_title(f"{name}: four views, depth, normals", fontsize=8)
         axis.axis("off")
+    return figure
+
+
+def captioned_objects(
+    volumes: Tensor, captions: Sequence[str], config: DataConfig, num_samples: int, title: str, columns: int = 3
+) -> Figure:
+    """Objects (n, 4, S, S, S) as in Figures 4 and 5: three views above their normals, depth of the right-most view,
+    and the caption below."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(volumes) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.2 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, volume, text in zip(axes, volumes, captions, strict=False):
+        axis.imshow(three_views(volume, config, num_samples).numpy(), interpolation="nearest")
+        axis.set_xlabel(
+            textwrap.shorten(text, 120, placeholder=" ...") if len(text) > 120 else text, fontsize=7, wrap=True
+        )
     return figure
 
 

@@ -9,7 +9,7 @@ import torch
 
 from vader.evaluation.metrics import MetricError
 from vader.evaluation.metrics.features import Features
-from vader.evaluation.metrics.neighbours import MemorisationCheck, _object_distances, memorisation
+from vader.evaluation.metrics.neighbours import MemorisationCheck, memorisation, object_distances
 
 
 def objects_of(centres: torch.Tensor, views: int, seed: int = 0) -> Features:
@@ -24,7 +24,7 @@ CENTRES = torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
 
 def test_distances_against_a_loop():
     a, b = objects_of(CENTRES[:3], 2), objects_of(CENTRES[3:7], 3)
-    got = _object_distances(a, b, rows=4)
+    got = object_distances(a, b, rows=4)
     for i in range(3):
         for j in range(4):
             views = [min((x - y).norm().item() for y in b.values[b.objects == j]) for x in a.values[a.objects == i]]

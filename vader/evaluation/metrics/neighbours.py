@@ -63,20 +63,20 @@ def memorisation(samples: Features, training: Features, held_out: Features | Non
     comparable or, without `held_out`, fewer than two training objects.
     """
     samples.check_comparable(training)
-    near = _object_distances(samples, training).min(1)
+    near = object_distances(samples, training).min(1)
     if held_out is not None:
         held_out.check_comparable(training)
-        reference, name = _object_distances(held_out, training), "held-out objects"
+        reference, name = object_distances(held_out, training), "held-out objects"
     else:
         if training.num_objects < 2:
             raise MetricError(f"{training.num_objects} training object, expected at least 2 or some held-out objects")
-        reference, name = _object_distances(training, training), "training objects, each against the others"
+        reference, name = object_distances(training, training), "training objects, each against the others"
         reference.fill_diagonal_(torch.inf)
     reference = reference.min(1)
     return MemorisationCheck(near.values, near.indices, reference.values, reference.indices, name)
 
 
-def _object_distances(a: Features, b: Features, rows: int = 1024) -> Tensor:
+def object_distances(a: Features, b: Features, rows: int = 1024) -> Tensor:
     """Mean over the views of each object of a of the distance to the nearest view of each object of b, (a, b)."""
     sums = torch.zeros(a.num_objects, b.num_objects, dtype=torch.float64)
     for start in range(0, len(a), rows):
