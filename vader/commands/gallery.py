@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..report.gallery import make_gallery
+from ..report.gallery.writing import make_gallery
 
 DESCRIPTION = """\
 Make pages of what the trained models make: samples of seed 0 of every system as turntables, each with its nearest

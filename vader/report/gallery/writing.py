@@ -11,21 +11,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ...generation.export import require_mesh_packages
-from ...store.files import RunError, read_json, write_file, write_json
-from ...store.paths import reports_dir
+from ...store.files import write_file, write_json
+from ..ledger.links import renew_pages
 from . import objects, videos
 from .contents import GalleryError, Hall
 from .finding import Found, find
 from .pages import INDEX, common_files, hall_files, index_page
+from .record import RECORD, SCHEMA, gallery_dir, read_record
 
-RECORD = "gallery.json"
-SCHEMA = 1
 LARGEST = 5_000_000  # bytes of all files
-
-
-def gallery_dir() -> Path:
-    """Where the gallery is, unless it is asked for elsewhere."""
-    return reports_dir() / "gallery"
 
 
 def make_gallery(profile: str, asked: Sequence[str] = (), out: Path | None = None, device: str = "auto") -> Path:
@@ -46,6 +40,8 @@ def make_gallery(profile: str, asked: Sequence[str] = (), out: Path | None = Non
                 yield _hall(one, device, lambda step: bar.set_postfix_str(step, refresh=True))
 
     write(halls(), profile, missing, out)
+    if out == gallery_dir():
+        renew_pages(out.parent)  # whose pictures lead here
     return out / INDEX
 
 
@@ -57,7 +53,7 @@ def _hall(found: Found, device: str, step: Callable[[str], None]) -> Hall:
 def require_packages() -> None:
     """Raise ImportError, with the way to get it, for a package that the gallery is made with."""
     require_mesh_packages()
-    for module, package in (("jinja2", "notebooks"), ("pyvista", "data"), ("torch_fidelity", "eval")):
+    for module, package in (("pyvista", "data"), ("torch_fidelity", "eval")):
         if importlib.util.find_spec(module) is None:
             raise ImportError(f"the gallery needs {module}: pip install 'vader[{package}]'")
 
@@ -68,15 +64,6 @@ def check_folder(folder: Path) -> None:
         raise GalleryError(f"{folder} is a file, expected a folder for the gallery")
     if folder.is_dir() and any(folder.iterdir()) and read_record(folder) is None:
         raise GalleryError(f"{folder} holds other files, expected a new folder or an earlier gallery to take its place")
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """What is in a gallery: profile, halls with their pages, names and runs; None where there is none."""
-    try:
-        record = read_json(folder / RECORD)
-    except (RunError, OSError):
-        return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
 def write(halls: Iterable[Hall], profile: str, missing: Sequence[str], out: Path) -> None:
