@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,13 @@ def opened(browser, file: Path, html: str, faults: bool = False, script: str = "
     script: run before the page's own. context: of `Browser.new_context`.
     """
     file.write_text(html, encoding="utf-8")
+    with visited(browser, file, file, faults, script, **context) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def visited(browser, file: Path, inside: Path, faults: bool = False, script: str = "", **context) -> Iterator:
+    """As `opened`, a page that is there. inside: the only file, or the folder of the files, that it may ask for."""
     asked, said = [], []
     with contextlib.closing(browser.new_context(offline=True, **context)) as window:
         window.add_init_script(script or "0")
@@ -68,14 +76,26 @@ def opened(browser, file: Path, html: str, faults: bool = False, script: str = "
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(file.as_uri())
-        page.evaluate("viewer.shown.catch(() => 0)")
+        page.evaluate("window.viewer?.shown.catch(() => 0)")
         yield page
+    allowed = f"{inside.as_uri()}/" if inside.is_dir() else file.as_uri()
     outside = [
-        url for url in asked if not url.startswith(("data:", "blob:")) and url.partition("#")[0] != file.as_uri()
+        url
+        for url in asked
+        if not url.startswith(("data:", "blob:"))
+        and not (url.startswith(allowed) if inside.is_dir() else url.partition("#")[0] == allowed)
     ]
     assert not outside, f"the page asked for {outside}"
     said = [text for text in said if "OpenGL, Performance" not in text]  # a driver's word on reading pixels back
     assert faults or not said, f"the console says {said}"
+
+
+def barriers(page) -> list[str]:
+    """What axe-core finds that keeps people out: missing names, contrast too low, ... Skips the test without it."""
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed (pip install axe-playwright-python)")
+    page.evaluate((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'], preload: false })")["violations"]
+    return [f"{one['id']}: {node['html'][:160]} {node['any'][:1]}" for one in found for node in one["nodes"]]
 
 
 def until(frame, condition: str, seconds: float = 20.0) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {  # in the order in which a newcomer needs them; each is a module he
     "data": "prepare a data set: rendered or read once, loaded from then on",
     "train": "train a system on a data set, or go on with a training that was stopped",
     "sample": "make objects with a trained model: turntables, pictures, meshes, volumes",
+    "gallery": "make pages of what the trained models make, to be opened in a browser",
     "study": "run the trainings of one study: ablations, resolutions, hash embeddings, ...",
     "report": "run a notebook and write its report, or collect the claims of all reports",
     "runs": "list the trained runs, or keep one in the repository",
@@ -54,17 +55,19 @@ def _in_one_line(name: str, arguments: list[str]) -> int:
     from ..evaluation.metrics import MetricError
     from ..generation.objects import ObjectError
     from ..report import ParameterError, ReportError
+    from ..report.gallery.contents import GalleryError
     from ..store.files import RunError
     from ..store.runs import Paused
     from ..store.weights import WeightsError
     from ..training import PAUSED
 
+    said = (DataError, GalleryError, MetricError, ObjectError, ParameterError, ReportError, RunError, WeightsError)
     try:
         return import_module(f".{name}", __name__).main(arguments)
     except Paused as pause:
         print(pause, file=sys.stderr)
         return PAUSED
-    except (*SAID, DataError, MetricError, ObjectError, ParameterError, ReportError, RunError, WeightsError) as error:
+    except (*SAID, *said) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -40,6 +40,21 @@ def triangle_mesh(vertices: np.ndarray, faces: np.ndarray, colours: np.ndarray, 
     return trimesh.Trimesh(vertices, faces, vertex_colors=rgb, metadata=facts, process=False)
 
 
+def simplified(vertices: np.ndarray, faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A surface with about `count` triangles at most, by quadric errors (Garland & Heckbert 1997), VTK's.
+
+    Raises ImportError where PyVista is missing.
+    """
+    if len(faces) <= count:
+        return vertices, faces
+    try:
+        import pyvista
+    except ImportError as error:
+        raise ImportError("simplified meshes need pyvista: pip install 'vader[data]'") from error
+    mesh = pyvista.PolyData.from_regular_faces(vertices, faces).decimate(1 - count / len(faces)).clean()
+    return np.asarray(mesh.points, np.float32), np.asarray(mesh.regular_faces, np.int64)
+
+
 def glb(mesh: trimesh.Trimesh) -> bytes:
     """Binary glTF 2.0 with normals, and colours as glTF wants them: linear, not as a screen shows them.
 

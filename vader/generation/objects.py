@@ -92,12 +92,13 @@ class VolumeObject:
         """Four views, then depth and normals of the first, side by side: (h, 6 w, 3) uint8."""
         return _bytes(picture_row(self.require_finite().volume, self.view, self.num_samples, resolution))
 
-    def mesh(self, threshold: float | None = None) -> trimesh.Trimesh:
+    def mesh(self, threshold: float | None = None, faces: int | None = None) -> trimesh.Trimesh:
         """The surface as a closed mesh with vertex colours, normals outwards, in the axes of the cube.
 
         threshold: a density, for marching cubes at it, such as `rendering.surface.density_threshold`. By default the
         surface is carved so that its silhouettes are the rendering's (`carved_surface`).
-        Raises ObjectError where there is no surface, ImportError where trimesh or scikit-image is missing.
+        faces: no more triangles than about so many (`export.simplified`), for a small file; by default all.
+        Raises ObjectError where there is no surface, ImportError where a package for meshes is missing.
         """
         export.require_mesh_packages()
         volume = self.require_finite().volume
@@ -108,7 +109,7 @@ class VolumeObject:
         if surface is None:
             level = f"a density of {threshold:g} is nowhere exceeded" if threshold is not None else "nothing is opaque"
             raise ObjectError(f"{self.name}: has no surface, {level} (the most is {volume[0].max():.3g})")
-        return self._coloured(*surface)
+        return self._coloured(*(surface if faces is None else export.simplified(*surface, faces)))
 
     def _coloured(self, vertices: Any, faces: Any) -> trimesh.Trimesh:
         grey = export.triangle_mesh(vertices, faces, torch.ones(len(vertices), 3).numpy() / 2, self.origin)

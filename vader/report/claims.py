@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 from ..store.files import write_json
 from ..store.paths import reports_dir
-from .page import STYLE, write_page
+from .ledger import claims_page, renew_pages
+from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
 
@@ -48,13 +48,13 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 
 def write_claims() -> list[Path]:
-    """Collect the claims of all reports into `claims.json` and `claims.html` beside them."""
+    """Collect the claims of all reports into `claims.json` and `claims.html`, and give each a place in its page."""
     ledger = collect_claims(read_reports())
     reports_dir().mkdir(parents=True, exist_ok=True)
     data, page = reports_dir() / "claims.json", reports_dir() / "claims.html"
     write_json(data, ledger)
     write_page(page, claims_page(ledger))
-    return [data, page]
+    return [data, page, *renew_pages(reports_dir())]
 
 
 def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -74,44 +74,3 @@ def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
         counts = Counter(claim["verdict"] for claim in claims)
         ledger[profile] = {"counts": {verdict: counts[verdict] for verdict in VERDICTS}, "claims": claims}
     return {"profiles": ledger}
-
-
-def claims_page(ledger: dict[str, Any]) -> str:
-    """`collect_claims` as one HTML page, which needs the style sheet of all pages beside it."""
-    sections = []
-    for profile, part in ledger["profiles"].items():
-        counts = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in part["counts"].items() if count)
-        lines = "\n".join(_claim_line(claim) for claim in part["claims"])
-        sections.append(
-            f'<h2>Profile {html.escape(profile)}: {counts or "no claims"}</h2>\n<div class="wide">\n<table>\n'
-            "<thead><tr><th>verdict</th><th>claim</th><th>where</th><th>evidence</th><th>report</th></tr></thead>\n"
-            f"{lines}\n</table>\n</div>"
-        )
-    return _PAGE.format(style=STYLE, body="\n".join(sections) or "<p>No report has been written yet.</p>")
-
-
-def _claim_line(claim: dict[str, Any]) -> str:
-    cells = (f"<code>{claim['id']}</code><br>{html.escape(claim['text'])}", html.escape(claim["where"]))
-    cells += (html.escape(claim["evidence"]), f"{claim['notebook']}, seed {claim['seed']}")
-    verdict = f'<td class="{claim["verdict"]}">{claim["verdict"].replace("_", " ")}</td>'
-    return f"<tr>{verdict}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Claims of the paper, tested</title>
-<link rel="stylesheet" href="{style}">
-</head>
-<body>
-<main>
-<h1>Claims of the paper, tested</h1>
-<p>A claim holds or fails only where the interval of the measured difference excludes zero. Each profile is a study of
-its own size: a verdict says nothing about another profile or about the paper's own experiment.</p>
-{body}
-</main>
-</body>
-</html>
-"""

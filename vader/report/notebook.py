@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings.checks import nearest
+from ..store.files import read_json
 from ..store.paths import notebooks_dir, project_root, reports_dir
+from .gallery.record import read_record
+from .ledger.links import connected
 from .page import to_html, write_page
 from .png import shrink
 from .report import Report, notebook_part
@@ -166,6 +169,8 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
         print(f"warning: {stem}: {place}", file=sys.stderr)
     if not report.is_file() or report.stat().st_mtime < start - 2:  # file systems round times
         raise ParameterError(f"{name}: ran, but wrote no report {report.name}; its last cell should save one")
+    made, gallery = page.read_text(encoding="utf-8"), read_record(page.parent / "gallery")
+    write_page(page, connected(made, read_json(report), gallery))
     return [executed, page, report]
 
 

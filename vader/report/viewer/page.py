@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from torch import Tensor
 from ...rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from ...rendering.render import render_views
 from ...settings.experiment import DataConfig
-from .payload import ViewerError, check_volume, volume_payload
+from .payload import Payload, ViewerError, check_volume, volume_payload
 
 ASSETS = Path(__file__).parent
 SCRIPTS = ("volume.js", "renderer.js", "viewer.js")  # one program, in this order
@@ -98,8 +99,8 @@ def exhibit(item: Any) -> Exhibit:
     return item
 
 
-def still(shown: Exhibit) -> str:
-    """A WebP of an object from where the viewer starts, as a data address."""
+def still(shown: Exhibit) -> bytes:
+    """A WebP of an object from where the viewer starts."""
     from PIL import Image
 
     volume = check_volume(shown.volume, shown.name)
@@ -107,7 +108,7 @@ def still(shown: Exhibit) -> str:
     pixels = (255 * views["colour"][0, 0]).round().to(torch.uint8).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="WEBP", quality=80, method=6)
-    return _address(buffer.getvalue(), "image/webp")
+    return buffer.getvalue()
 
 
 def viewer_page(objects: Iterable[Any], title: str = "Objects that turn") -> str:
@@ -121,22 +122,71 @@ def viewer_page(objects: Iterable[Any], title: str = "Objects that turn") -> str
         ViewerError: before anything is drawn, naming the object at fault: NaN, infinite or negative values, no
             volume, no name, settings that no camera has; or no object at all.
     """
+    shown = [exhibit(item) for item in objects]
+    script, style = "\n".join(map(_asset, SCRIPTS)), _asset("viewer.css")
+    described = [_description(item) | {"payload": volume_payload(item.volume, item.name).as_json()} for item in shown]
+    for one, item in zip(described, shown, strict=True):
+        one["kilobytes"] = round(len(one["payload"]["data"]) / 1000, 1)
+        if isinstance(item.glb, bytes):
+            one["glb"] = _address(item.glb, "model/gltf-binary")
+    return _page(
+        title,
+        described,
+        [_address(still(item), "image/webp") for item in shown],
+        policy=f"img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        script=script,
+        style=style,
+    )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Where the parts of an object lie, relative to a page that does not carry them: its still and its payload."""
+
+    still: str
+    payload: str
+    kilobytes: float
+
+
+PROGRAM, LOOK = "viewer.js", "viewer.css"  # what `viewer_files` makes and `linked_page` asks for
+
+
+def viewer_files() -> dict[str, str]:
+    """The files that pages of `linked_page` share, which have to lie beside them."""
+    return {PROGRAM: "\n".join(map(_asset, SCRIPTS)), LOOK: _asset(LOOK)}
+
+
+def payload_script(address: str, payload: Payload) -> str:
+    """A volume as a script for `linked_page`, which finds it under that address: from a disk no page may read data."""
+    return f"(window.payloads ??= {{}})[{json.dumps(address)}] = {json.dumps(payload.as_json())};\n"
+
+
+def linked_page(objects: Iterable[tuple[Exhibit, Beside]], title: str, back: tuple[str, str] | None = None) -> str:
+    """As `viewer_page`, but with program, stills, volumes and meshes in files beside it, each loaded when it is shown.
+
+    back: the address and name of the page that one comes from. Raises ViewerError as `viewer_page`.
+    """
+    pairs = [(exhibit(item), beside) for item, beside in objects]
+    described = [
+        _description(item) | {"script": beside.payload, "kilobytes": beside.kilobytes} for item, beside in pairs
+    ]
+    beside_it = "'self' file:"  # on a disk a page's own folder is no 'self' in every browser
+    policy = f"img-src data: {beside_it}; style-src {beside_it}; script-src {beside_it}"
+    return _page(title, described, [beside.still for _, beside in pairs], policy=policy, back=back)
+
+
+def _page(title: str, described: list[dict[str, Any]], stills: list[str], **parts: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shown = [exhibit(item) for item in objects]
-    if not shown:
+    if not described:
         raise ViewerError("there are no objects to view, expected one or more")
-    script, style = "\n".join(map(_asset, SCRIPTS)), _asset("viewer.css")
     environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("template.html").render(
         title=title,
-        objects=[{"name": item.name, "caption": item.caption, "still": still(item)} for item in shown],
-        data=[_description(item) for item in shown],
+        objects=[one | {"still": address} for one, address in zip(described, stills, strict=True)],
+        data=described,
         shader=_asset("march.glsl"),
-        script=script,
-        script_hash=_hash(script),
-        style=style,
-        style_hash=_hash(style),
+        **{"back": None, "script": None, "style": None, "program": PROGRAM, "look": LOOK, **parts},
     )
 
 
@@ -169,17 +219,14 @@ def _is_pair(objects: Any) -> bool:
 
 def _description(shown: Exhibit) -> dict[str, Any]:
     """What the page's program is told about an object."""
-    payload = volume_payload(shown.volume, shown.name).as_json()
-    glb = _address(shown.glb, "model/gltf-binary") if isinstance(shown.glb, bytes) else shown.glb
     return {
         "name": shown.name,
         "caption": shown.caption,
-        "payload": payload,
-        "kilobytes": round(len(payload["data"]) / 1000, 1),
+        "grid": list(reversed(shown.volume.shape[1:])),
         "samples": shown.samples_per_ray,
         "lens": shown.field_of_view,
         "camera": {"azimuth": shown.azimuth, "elevation": shown.elevation, "distance": shown.distance},
-        "glb": glb,
+        "glb": shown.glb if isinstance(shown.glb, str) else None,
         "file": re.sub(r"[^\w.-]+", "-", shown.name).strip("-.") + ".glb",
     }
 

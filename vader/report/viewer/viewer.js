@@ -11,6 +11,20 @@ const NARROW = 89;            // degrees of elevation: straight up and down fix 
 const element = (id) => document.getElementById(id);
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
+// A payload that lies beside the page: a script leaves it, since a page from a disk may read no data.
+function beside(address) {
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = address;
+    script.addEventListener("load", () => {
+      const found = window.payloads?.[address];
+      found ? resolve(found) : reject(new Error(`${address} holds no volume`));
+    });
+    script.addEventListener("error", () => reject(new Error(`its file ${address} is not there`)));
+    document.head.append(script);
+  });
+}
+
 class Viewer {
   constructor(objects) {
     this.objects = objects;
@@ -48,7 +62,7 @@ class Viewer {
     element("still").alt = `${object.name}, a still picture`;
     element("name").textContent = object.name;
     element("caption").textContent = object.caption;
-    element("facts").textContent = `${object.payload.grid.join(" × ")} voxels, ${object.samples} samples a ray, ${object.kilobytes} KB`;
+    element("facts").textContent = `${object.grid.join(" × ")} voxels, ${object.samples} samples a ray, ${object.kilobytes} KB`;
     const download = element("download");
     download.hidden = !object.glb;
     if (object.glb) Object.assign(download, { href: object.glb, download: object.file });
@@ -56,6 +70,7 @@ class Viewer {
     this.notice(this.blocked);
     if (this.blocked) return;
     try {
+      object.payload ??= await beside(object.script);
       const volume = await unpack(object.payload);
       if (this.object !== object) return;  // another was asked for meanwhile
       this.renderer.load(volume);
@@ -132,6 +147,7 @@ class Viewer {
   }
 
   setThreshold() {
+    if (!this.object.payload) return;  // it is still on its way
     const code = Number(element("threshold").value), [floor, scale] = this.object.payload.density;
     this.look.threshold = code && floor * Math.expm1(code * scale);
     const text = this.look.threshold ? `surface at σ = ${this.look.threshold.toPrecision(2)}` : "off";
