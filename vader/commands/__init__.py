@@ -10,6 +10,7 @@ from ..settings.checks import ConfigError, nearest
 
 COMMANDS = {  # in the order in which a newcomer needs them; each is a module here with `main(arguments) -> status`
     "data": "prepare a data set: rendered or read once, loaded from then on",
+    "prepare": "make masks or captions that a folder lacks, with pretrained models",
     "train": "train a system on a data set, or go on with a training that was stopped",
     "sample": "make objects with a trained model: turntables, pictures, meshes, volumes",
     "gallery": "make pages of what the trained models make, to be opened in a browser",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import SequenceSet
 from ..data.hull_check import HullCheck
-from ..data.sequence import Sequence
+from ..data.sequence import Sequence as Object
 from ..evaluation.metrics.features import to_uint8
 from ..rendering.cameras import AZIMUTHS, ELEVATION
 from ..rendering.strips import picture_row, three_views
@@ -126,7 +126,7 @@ def cloud_grid(clouds: dict[str, np.ndarray], title: str) -> Figure:
     return figure
 
 
-def hull_rows(objects: list[tuple[Sequence, HullCheck]], title: str) -> Figure:
+def hull_rows(objects: list[tuple[Object, HullCheck]], title: str) -> Figure:
     """Objects under each other: the cameras around the cube, and the frames of the check, green where the visual hull
     is, red where it leaves the mask empty."""
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def hull_rows(objects: list[tuple[Sequence, HullCheck]], title: str) -> Figure:
     return figure
 
 
-def _draw_cameras(axis, sequence: Sequence) -> None:
+def _draw_cameras(axis, sequence: Object) -> None:
     """Pyramids of the cameras' pictures, each from its centre, and the cube; y is up."""
     cameras = sequence.cameras
     centres = cameras.centres().double()

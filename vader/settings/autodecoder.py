@@ -164,6 +164,39 @@ class InversionConfig:
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
 
 
+@dataclass(frozen=True)
+class MaskFilterConfig:
+    """C.1's filter of objects by their masks: a small autodecoder is fitted to them, the size of Table 5's is not
+    needed to tell whether masks agree. The loss and the rule are those of `vader.autodecoder.mask_filter`."""
+
+    pixels: int = 32  # masks are compared at this many pixels along their longer side
+    resolution: int = 16  # of the volumes
+    max_channels: int = 32
+    embedding_dim: int = 64
+    objects: int = 16  # fitted together, by one decoder
+    steps: int = 300
+    rays: int = 1024  # of each object in a step, drawn from all pixels of all its views
+    learning_rate: float = 2e-2  # falls to 0 linearly
+    betas: tuple[float, float] = (0.5, 0.99)
+    worst_share: float = 0.25  # of the views, whose mean is the loss
+    spreads: float = 2.0  # k: an object is out beyond median + k spreads of the losses, between the bounds
+    bounds: tuple[float, float] = (0.75, 1.2)  # an object below the first is never out, above the second always
+    worst_spreads: float = 2.5  # the same for the loss of its worst view
+    worst_bounds: tuple[float, float] = (1.0, 2.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "objects", "steps", "rays"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}, expected a positive rate")
+        require(0 < self.worst_share <= 1, f"worst_share is {self.worst_share:g}, expected in (0, 1]")
+        for name in ("spreads", "worst_spreads"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
+        for name in ("bounds", "worst_bounds"):
+            low, high = getattr(self, name)
+            require(0 <= low <= high, f"{name} are {low:g} and {high:g}, expected two losses, the lower one first")
+
+
 INVERSION = {  # the embedding is fitted first, the decoder tuned afterwards
     "smoke": InversionConfig(steps=60, learning_rate=0.1, tuning_steps=20),
     "laptop": InversionConfig(steps=300, learning_rate=5e-2, tuning_steps=50),
