@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from vader.rendering import fused
-from vader.rendering.fused import fused_backend, render_backward, render_forward, render_rays_fused
-from vader.rendering.occupancy import occupied_cells
-from vader.rendering.rays import RenderingError, clip_to_cube
+from vader.rendering.fused import empty_space, fused_backend, render_backward, render_forward, render_rays_fused
+from vader.rendering.rays import RenderingError
 from vader.rendering.reference import render_rays_reference
 from vader.rendering.render import render_rays
 
@@ -168,7 +167,7 @@ def test_what_the_kernels_do_not_do_is_refused():
         render_rays(volume.requires_grad_(), origins, directions, 3, skip_empty=True)
     loss = render_rays(volume, origins, directions, 3).colour.square().sum()
     (gradient,) = torch.autograd.grad(loss, volume, create_graph=True)
-    with pytest.raises(RuntimeError, match="vader"):
+    with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
@@ -219,47 +218,98 @@ def test_skipping_skips(monkeypatch):
     options = (volume, origins - 2 * directions, directions, 100)
     plain, skipping = (render_rays(*options, skip_empty=skip).colour for skip in (False, True))
     assert torch.equal(plain, skipping) and plain.max() > 0.5
-    monkeypatch.setattr(fused, "occupied_cells", lambda *a: torch.zeros_like(occupied_cells(*a)))
-    assert render_rays(*options, skip_empty=True).colour.max() == 0  # the map decides
+
+    def nothing(*arguments):
+        return tuple(torch.zeros_like(x) for x in empty_space(*arguments))
+
+    monkeypatch.setattr(fused, "empty_space", nothing)
+    assert render_rays(*options, skip_empty=True).colour.max() == 0  # the maps decide
 
 
-def test_occupied_cells_against_a_slow_search():
-    density = torch.zeros(2, 6, 5, 17)
+@needs_numba
+def test_a_full_volume_is_marched_through_without_maps():
+    assert empty_space(torch.rand(1, 4, 9, 9, 9) + 0.1, 0.0, 20) == (None, None)
+    solid, close = empty_space(torch.zeros(2, 4, 9, 6, 7), 0.0, 20)
+    assert solid.shape == (2, 9, 6, 7) and close.shape == (2, 4, 3, 3) and not solid.any() and not close.any()
+
+
+@needs_numba
+def test_maps_of_empty_space_against_a_slow_search(monkeypatch):
+    monkeypatch.setattr(fused, "FULL", 1.0)
+    volume = torch.zeros(2, 4, 6, 5, 17)
+    density = volume[:, 0]
     density[0, 5, 4, 8], density[1, 2, 1, 4] = 1.0, 0.3
-    cell, segment = 2, 0.3
-    found = occupied_cells(density, 0.2, cell, segment)
-    assert found.shape == (2, 3, 2, 8) and found.dtype == torch.uint8
-    reach = [segment / 2 * (n - 1) for n in density.shape[1:]]
-    for b, z, y, x in torch.cartesian_prod(*[torch.arange(n) for n in found.shape]).tolist():
+    samples, threshold = 27, 0.2
+    solid, close = empty_space(volume, threshold, samples)
+    assert solid.dtype == close.dtype == torch.uint8 and close.shape == (2, 3, 2, 8)
+    for b, z, y, x in torch.cartesian_prod(*[torch.arange(n - (k > 0)) for k, n in enumerate(density.shape)]).tolist():
+        cell = density[b, z : z + 2, y : y + 2, x : x + 2]
+        assert solid[b, z, y, x] == (cell.max() > threshold)
+    reach = [8 / samples / 2 * (n - 1) for n in density.shape[1:]]
+    for b, z, y, x in torch.cartesian_prod(*[torch.arange(n) for n in close.shape]).tolist():
         region = density[b]
         for axis, k in enumerate((z, y, x)):
-            low, high = k * cell - reach[axis], (k + 1) * cell + reach[axis]
+            low, high = k * 2 - reach[axis], (k + 1) * 2 + reach[axis]
             index = [i for i in range(density.shape[axis + 1]) if low - 1 < i < high + 1]
             region = region.index_select(axis, torch.tensor(index))
-        if region.max() > 0.2:  # a trilinear density above the threshold may be within reach
-            assert found[b, z, y, x] == 1
-    assert found[0, 0, 0, 0] == 0 and found[1, 2, 1, 5] == 0
-    assert occupied_cells(density, 0.4, cell, segment)[1].max() == 0
-    assert occupied_cells(torch.full((1, 2, 2, 2), math.nan), 0.4, cell, segment).min() == 1
+        if region.max() > threshold:  # a trilinear density above the threshold may be within reach
+            assert close[b, z, y, x] == 1
+    assert close[0, 0, 0, 0] == 0 and close[1, 2, 1, 6] == 0
+    assert not empty_space(volume, 0.4, samples)[1][1].any()
+    solid, close = empty_space(torch.full((1, 4, 2, 2, 2), math.nan), 0.4, samples)
+    assert solid[0, 0, 0, 0] == close.min() == 1  # NaN is not empty
+
+
+@needs_numba
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(*[st.integers(2, 11)] * 3),
+    samples=st.sampled_from([1, 8, 19, 40]),
+    stop=st.sampled_from([0.0, 0.05]),
+    filled=st.sampled_from([0.0, 0.02, 0.3]),
+)
+def test_behind_a_relu_skipping_changes_no_bit_of_picture_or_gradient(seed, size, samples, stop, filled):
+    volume, origins, directions = scene(seed, 2, 40, size, density=20.0, filled=filled)
+    raw = torch.cat([volume[:, :1] - 0.01 * (volume[:, :1] == 0), volume[:, 1:]], dim=1)
+    results = []
+    for rectified in (False, True):
+        leaf = raw.clone().requires_grad_()
+        behind = torch.cat([leaf[:, :1].relu(), leaf[:, 1:]], dim=1)
+        options = {"stratified_seed": seed, "stop": stop, "rectified": rectified, "backend": "fused"}
+        result = picture(render_rays(behind, origins, directions, samples, **options))
+        (result * torch.randn(result.shape, generator=rng(1))).sum().backward()
+        results.append((result.detach(), leaf.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@needs_numba
+def test_no_objects_and_no_rays():
+    for b, r in ((0, 3), (2, 0)):
+        volume = torch.rand(b, 4, 3, 3, 3, requires_grad=True)
+        rendering = render_rays(volume, torch.zeros(b, r, 3), torch.ones(b, r, 3) / 3**0.5, 4)
+        assert rendering.colour.shape == (b, r, 3) and rendering.depth.shape == (b, r)
+        rendering.colour.sum().backward()
+        assert volume.grad.shape == volume.shape and not volume.grad.any()
 
 
 def operator_arguments(volume, origins, directions, samples=5, seed=3, stop=0.0):
-    enter, leave = clip_to_cube(origins, directions, 0.0, math.inf)
-    return volume, origins, directions, enter, leave, samples, seed, stop
+    return volume, origins, directions, 0.0, math.inf, samples, seed, stop
 
 
 @needs_numba
 def test_operators_keep_torchs_rules():
-    arguments = operator_arguments(*scene(8, r=8, channels=6))
-    out = render_forward(*arguments, None)
-    torch.library.opcheck(render_forward, (arguments[0].clone().requires_grad_(), *arguments[1:], None))
-    torch.library.opcheck(render_backward, (*arguments, out, torch.rand_like(out)))
-    low = arguments[0].bfloat16().contiguous(memory_format=torch.channels_last_3d)
-    occupied = occupied_cells(low[:, 0].float(), 0.0, 2, 0.5)
-    torch.library.opcheck(render_forward, (low, *arguments[1:], occupied), test_utils="test_faketensor")
-    torch.library.opcheck(
-        render_backward, (low[:, :4], *arguments[1:], out, torch.rand_like(out)), test_utils="test_faketensor"
-    )
+    tests = ("test_schema", "test_faketensor")
+    volume, *options = operator_arguments(*scene(8, r=8, channels=6))
+    low = volume.bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    for values, maps in ((volume, (None, None)), (low, empty_space(0 * low, 0.0, 5))):
+        results = render_forward(values, *options, *maps)
+        above = [torch.rand_like(x) for x in results]
+        torch.library.opcheck(render_forward.default, (values, *options, *maps), test_utils=tests)
+        torch.library.opcheck(
+            render_backward.default, (values, *options, *maps, *results, None, *above[1:]), test_utils=tests
+        )
 
 
 @needs_numba
@@ -401,10 +451,14 @@ def test_fused_on_cuda_is_the_reference(dtype, stop):
 @pytest.mark.gpu
 @needs_triton
 def test_operators_keep_torchs_rules_on_cuda():
-    arguments = operator_arguments(*scene(8, r=8, device="cuda"))
-    out = render_forward(*arguments, None)
-    torch.library.opcheck(render_forward, (arguments[0].clone().requires_grad_(), *arguments[1:], None))
-    torch.library.opcheck(render_backward, (*arguments, out, torch.rand_like(out)), atol=1e-5, rtol=1e-4)
+    arguments = (*operator_arguments(*scene(8, r=8, device="cuda")), None, None)
+    tests = ("test_schema", "test_faketensor")
+    results = render_forward(*arguments)
+    torch.library.opcheck(render_forward.default, arguments, test_utils=tests)
+    above = [torch.rand_like(x) for x in results]
+    torch.library.opcheck(
+        render_backward.default, (*arguments, *results, *above), atol=1e-5, rtol=1e-4, test_utils=tests
+    )
 
 
 @needs_numba

@@ -169,6 +169,7 @@ class _Views:
     ) -> None:
         _check_views(images, masks, cameras)
         self.settings = config.reconstruction
+        self.rectified = config.autodecoder.density_activation == "relu"
         self.device = next(autodecoder.parameters()).device
         self.images, self.masks = images.to(self.device), masks.to(self.device)
         self.cameras = cameras.to(self.device)
@@ -180,7 +181,9 @@ class _Views:
         origins, directions = (x.reshape(1, -1, 3) for x in self.cameras[chosen].rays())
         stratified_seed = int(torch.randint(2**31, ()))
         samples = self.settings.num_samples
-        rendering = render_rays(volume, origins, directions, samples, stratified_seed=stratified_seed, check=False)
+        rendering = render_rays(
+            volume, origins, directions, samples, stratified_seed=stratified_seed, rectified=self.rectified, check=False
+        )
         colour, occupancy, _ = (x[0] for x in rendering.images(self.cameras.height, self.cameras.width))
         target = self.images[chosen]
         losses = image_losses(self.settings, self.perceptual, colour, occupancy, target, self.masks[chosen])

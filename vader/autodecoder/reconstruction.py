@@ -211,8 +211,9 @@ class Reconstruction:
             source = batch.objects if self.rows is None else self.model.embedding(batch.objects)
             volume = self.parallel(source, noise)
         rendering = render_rays(
-            volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False
-        )
+            volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False,
+            rectified=self.config.autodecoder.density_activation == "relu",
+        )  # fmt: skip
         colour, occupancy, _ = rendering.images(h, w)
         images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
         losses = image_losses(settings, self.perceptual, *images)

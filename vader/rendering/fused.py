@@ -1,11 +1,12 @@
 """The fused renderer: the reference's function as one pass forward and one backward (Eq. 6-7).
 
 `render_rays_fused` agrees with `reference.render_rays_reference` in colour, occupancy, depth and the gradient of the
-volume, and stores nothing per sample: beside the volume and its gradient, six numbers per ray. CPU kernels are
+volume, and stores nothing per sample: beside the volume and its gradient, five numbers per ray. CPU kernels are
 compiled by numba (`cpu`), CUDA kernels by Triton (`cuda`). Gradients reach the volume only; a caller
 that needs those of rays or cameras (articulation, pose learning) takes the reference.
 
-It is a torch custom operator: autograd, DDP and `torch.compile` treat it as any other operation.
+Both passes are torch operators behind an `autograd.Function`, which costs a small scene a third of what a
+`torch.library.custom_op` with its own autograd does: DDP and `torch.compile` treat them as any other operation.
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .occupancy import occupied_cells
-from .rays import Rendering, RenderingError, clip_to_cube
+from .rays import Rendering, RenderingError, check_bounds, clip_to_cube
 
-# Column of the kernels' result: red, green, blue, occupancy, depth, light left.
-OUTPUTS = 6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Not every threading layer of numba can run two parallel loops at once: the simplest ends the process.
 _NUMBA_LOOP = threading.Lock()
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
+FULL = 0.8  # a volume of which more than this share is not empty is marched through faster than looked up
 
 
 def _installed(package: str) -> bool:
@@ -51,10 +51,6 @@ def _channels_last(volume: Tensor) -> Tensor:
     return volume[:, :4].movedim(1, -1).contiguous()
 
 
-def _rays(*tensors: Tensor) -> list[Tensor]:
-    return [x.float().contiguous() for x in tensors]
-
-
 def _numba_threads() -> int:
     """Have numba's next parallel loop take as many threads as torch does; that number."""
     import numba
@@ -67,82 +63,86 @@ def _numba_threads() -> int:
     return threads
 
 
-def _numba_arguments(volume, rays, num_samples, seed, stop):
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [x.detach().float().contiguous().numpy() for x in tensors]
+
+
+def _numba_arguments(volume, origins, directions, near, far, num_samples, seed, stop, solid, close):
     """What both CPU kernels take first; a negative seed stands for bin centres."""
-    arrays = [x.detach().numpy() for x in (_channels_last(volume).float(), *_rays(*rays))]
-    return *arrays, num_samples, np.uint32(max(seed, 0)), seed >= 0, np.float32(stop)
+    arrays = _arrays(_channels_last(volume), origins, directions)
+    skipping = solid is not None
+    maps = [x.numpy() for x in (solid, close)] if skipping else [np.zeros((1, 1, 1, 1), np.uint8)] * 2
+    depths = np.float32(near), np.float32(far)
+    return *arrays, *depths, num_samples, np.uint32(max(seed, 0)), seed >= 0, np.float32(stop), *maps, skipping
 
 
-@torch.library.custom_op("vader::render_forward", mutates_args=(), device_types="cpu")
-def render_forward(
-    volume: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    enter: Tensor,
-    leave: Tensor,
-    num_samples: int,
-    seed: int,
-    stop: float,
-    occupied: Tensor | None,
-) -> Tensor:
-    """Kernel entry: (b, r, 6) of colour, occupancy, depth and remaining light.
+_RAYS = "Tensor volume, Tensor origins, Tensor directions, float near, float far"
+_HOW = "int num_samples, int seed, float stop, Tensor? solid, Tensor? close"
+torch.library.define("vader::render_forward", f"({_RAYS}, {_HOW}) -> (Tensor, Tensor, Tensor)")
+torch.library.define(
+    "vader::render_backward",
+    f"({_RAYS}, {_HOW}, Tensor colour, Tensor occupancy, Tensor depth, Tensor? grad_colour, Tensor? grad_occupancy,"
+    " Tensor? grad_depth) -> Tensor",
+)
+render_forward, render_backward = torch.ops.vader.render_forward, torch.ops.vader.render_backward
 
-    `seed` < 0 samples bin centres; `occupied` (`occupancy.occupied_cells`) tells what not to jump over, on the CPU.
-    """
+
+def _results(volume: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for colour (b, r, 3), occupancy and depth (b, r)."""
+    shape = rays.shape[:2]
+    return tuple(volume.new_empty(*shape, *more, dtype=torch.float32) for more in ((3,), (), ()))
+
+
+@torch.library.impl("vader::render_forward", "cpu")
+def _(volume, origins, directions, *options):
     from . import cpu
 
-    out = torch.empty(*enter.shape, OUTPUTS)
-    skipping = occupied is not None
-    occupied = occupied.numpy() if skipping else np.zeros((1, 1, 1, 1), np.uint8)
-    arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
+    results = _results(volume, origins)
+    arguments = _numba_arguments(volume, origins, directions, *options)
     with _NUMBA_LOOP:
         _numba_threads()
-        cpu.forward(*arguments, occupied, skipping, out.numpy())
-    return out
+        cpu.forward(*arguments, *(x.numpy() for x in results))
+    return results
 
 
-@render_forward.register_kernel("cuda")
-def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
+@torch.library.impl("vader::render_forward", "cuda")
+def _(volume, origins, directions, near, far, num_samples, seed, stop, solid, close):
     from . import cuda
 
-    rays = _rays(origins, directions, enter, leave)
-    return cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
+    rays = [x.float().contiguous() for x in (origins, directions, *clip_to_cube(origins, directions, near, far))]
+    out = cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
+    return out[..., :3].contiguous(), out[..., 3].contiguous(), out[..., 4].contiguous()
 
 
-@torch.library.custom_op("vader::render_backward", mutates_args=(), device_types="cpu")
-def render_backward(
-    volume: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    enter: Tensor,
-    leave: Tensor,
-    num_samples: int,
-    seed: int,
-    stop: float,
-    out: Tensor,
-    grad_out: Tensor,
-) -> Tensor:
-    """Kernel entry: gradient of the volume, (b, c, d, h, w) in channels_last_3d memory."""
+@torch.library.impl("vader::render_backward", "cpu")
+def _(volume, origins, directions, *options_and_results):
     from . import cpu
 
+    *options, colour, occupancy, depth, grad_colour, grad_occupancy, grad_depth = options_and_results
     b, _, d, h, w = volume.shape
-    # Every thread owns an object; where few objects do not divide among the threads, several threads own partial
-    # sums of one.
-    threads = _numba_threads()
-    parts = threads // math.gcd(threads, b) if b < 2 * threads else 1
-    grad = torch.zeros(parts, b, d, h, w, 4)
-    arguments = _numba_arguments(volume, (origins, directions, enter, leave), num_samples, seed, stop)
-    cpu.backward(*arguments, out.numpy(), *(x.numpy() for x in _rays(grad_out)), grad.numpy())
+    results = colour, occupancy, depth
+    above = (grad_colour, grad_occupancy, grad_depth)
+    above = [torch.zeros_like(x) if g is None else g for x, g in zip(results, above, strict=True)]
+    arguments = _numba_arguments(volume, origins, directions, *options)
+    with _NUMBA_LOOP:
+        # Every thread owns an object; where few objects do not divide among the threads, several threads own partial
+        # sums of one.
+        threads = _numba_threads()
+        parts = threads // math.gcd(threads, b) if 0 < b < 2 * threads else 1
+        grad = torch.zeros(parts, b, d, h, w, 4)
+        cpu.backward(*arguments, tuple(_arrays(*results)), tuple(_arrays(*above)), grad.numpy())
     return _volume_gradient(grad[0] if parts == 1 else grad.sum(0), volume)
 
 
-@render_backward.register_kernel("cuda")
-def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
+@torch.library.impl("vader::render_backward", "cuda")
+def _(volume, origins, directions, near, far, num_samples, seed, stop, solid, close, *results):
     from . import cuda
 
-    rays = _rays(origins, directions, enter, leave)
-    grad = cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, out, *_rays(grad_out))
-    return _volume_gradient(grad, volume)
+    rays = [x.float().contiguous() for x in (origins, directions, *clip_to_cube(origins, directions, near, far))]
+    out, above = results[:3], results[3:]
+    above = [torch.zeros_like(x) if g is None else g for x, g in zip(out, above, strict=True)]
+    joined = [torch.cat([c, o[..., None], d[..., None], d[..., None]], -1) for c, o, d in (out, above)]
+    return _volume_gradient(cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, *joined), volume)
 
 
 def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
@@ -152,29 +152,48 @@ def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
     return grad.movedim(-1, 1).to(volume.dtype)
 
 
-@render_forward.register_fake
-def _(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied):
-    return enter.new_empty(*enter.shape, OUTPUTS, dtype=torch.float32)
+@torch.library.register_fake("vader::render_forward")
+def _(volume, origins, *options):
+    return _results(volume, origins)
 
 
-@render_backward.register_fake
-def _(volume, origins, directions, enter, leave, num_samples, seed, stop, out, grad_out):
+@torch.library.register_fake("vader::render_backward")
+def _(volume, *options):
     b, c, d, h, w = volume.shape
     return volume.new_empty(b, d, h, w, c).movedim(-1, 1)
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.num_samples, ctx.seed, ctx.stop, _ = inputs
-    ctx.save_for_backward(*tensors, output)
+class _Render(torch.autograd.Function):
+    """Both operators as one differentiable function of the volume."""
+
+    @staticmethod
+    def forward(ctx, volume, *options):
+        results = render_forward(volume, *options)
+        ctx.numbers = options[2:7]
+        ctx.save_for_backward(volume, *options[:2], *options[7:], *results)
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *above):
+        volume, origins, directions, solid, close, *results = ctx.saved_tensors
+        grad = render_backward(volume, origins, directions, *ctx.numbers, solid, close, *results, *above)
+        return grad, *[None] * 9
 
 
-def _backward(ctx, grad_out):
-    *tensors, out = ctx.saved_tensors
-    grad = render_backward(*tensors, ctx.num_samples, ctx.seed, ctx.stop, out, grad_out)
-    return grad, *[None] * 8
+def empty_space(volume: Tensor, threshold: float, num_samples: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """`occupancy.empty_space` of a CPU volume for rays of so many samples; None twice where little of it is empty."""
+    from . import cpu, occupancy
 
-
-render_forward.register_autograd(_backward, setup_context=_setup_context)
+    b, _, *sizes = volume.shape
+    blocks = [-(-(size - 1) // occupancy.CELL) for size in sizes]
+    solid, close = torch.empty(b, *sizes, dtype=torch.uint8), torch.empty(b, *blocks, dtype=torch.uint8)
+    [values] = _arrays(_channels_last(volume))
+    with _NUMBA_LOOP:
+        _numba_threads()
+        occupancy.empty_space(values, np.float32(threshold), cpu.SEGMENT / num_samples, solid.numpy(), close.numpy())
+    return (solid, close) if close.numel() and close.float().mean() <= FULL else (None, None)
 
 
 def render_rays_fused(
@@ -187,16 +206,17 @@ def render_rays_fused(
     near: float = 0.0,
     far: float = float("inf"),
     skip_empty: bool = False,
+    rectified: bool = False,
 ) -> Rendering:
     """`reference.render_rays_reference` in one pass; arguments and result as there.
 
     Gradients flow to `volume` (float32, bfloat16 or float16; float32 inside) alone. On the CPU they are the same bits
-    for the same number of threads, on CUDA up to the order of a sum. `skip_empty`, without gradients, lets a CPU ray
-    jump over parts so thin that all it leaves out absorbs at most `stop` of its light.
+    for the same number of threads, on CUDA up to the order of a sum. `skip_empty` and `rectified` as in `render_rays`.
 
     Raises:
         RenderingError: no kernel for this device or dtype, rays that ask for a gradient, skipping with one.
     """
+    check_bounds(near, far)
     backend = fused_backend(volume.device)
     if backend is None:
         raise RenderingError(f"no fused renderer for {volume.device.type}: numba (CPU) or triton (CUDA) is needed")
@@ -204,14 +224,14 @@ def render_rays_fused(
         raise RenderingError(f"volume is {volume.dtype}, expected one of {DTYPES} for the fused renderer")
     if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
         raise RenderingError("the fused renderer has no gradient for rays: take backend='reference'")
-    if skip_empty and torch.is_grad_enabled() and volume.requires_grad:
+    learning = torch.is_grad_enabled() and volume.requires_grad
+    if skip_empty and learning and not rectified:
         raise RenderingError("skip_empty leaves out samples that a gradient needs: render under torch.no_grad()")
-    enter, leave = clip_to_cube(origins, directions, near, far)
     seed = -1 if stratified_seed is None else stratified_seed & 0xFFFFFFFF
-    occupied = None
-    if skip_empty and backend == "numba":
-        from .cpu import CELL, SEGMENT
-
-        occupied = occupied_cells(volume[:, 0].float(), stop / DIAGONAL, CELL, SEGMENT / num_samples)
-    out = render_forward(volume, origins, directions, enter, leave, num_samples, seed, stop, occupied)
-    return Rendering(out[..., :3], out[..., 3], out[..., 4], backend)
+    solid = close = None
+    if (skip_empty or rectified) and backend == "numba" and not torch.compiler.is_compiling():
+        solid, close = empty_space(volume, 0.0 if learning else stop / DIAGONAL, num_samples)
+    colour, occupancy, depth = _Render.apply(
+        volume, origins, directions, near, far, num_samples, seed, stop, solid, close
+    )
+    return Rendering(colour, occupancy, depth, backend)

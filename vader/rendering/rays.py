@@ -61,10 +61,15 @@ def check_values(volume: Tensor, origins: Tensor, directions: Tensor) -> None:
         raise RenderingError(f"density reaches {volume[:, 0].min().item():.3g}, expected none below 0")
 
 
-def clip_to_cube(origins: Tensor, directions: Tensor, near: float, far: float) -> tuple[Tensor, Tensor]:
-    """Depths (b, r) at which rays enter and leave [-1, 1]^3 within [near, far]; equal where a ray misses."""
+def check_bounds(near: float, far: float) -> None:
+    """Raise `RenderingError` unless something lies between these depths."""
     if not near < far:
         raise RenderingError(f"near is {near:g} and far is {far:g}, expected near < far")
+
+
+def clip_to_cube(origins: Tensor, directions: Tensor, near: float, far: float) -> tuple[Tensor, Tensor]:
+    """Depths (b, r) at which rays enter and leave [-1, 1]^3 within [near, far]; equal where a ray misses."""
+    check_bounds(near, far)
     # A ray along a pair of faces never crosses them: it lies between them (faces included) or misses the cube.
     along = directions.abs() < 1e-9
     inverse = 1 / torch.where(along, torch.ones_like(directions), directions)

@@ -28,6 +28,7 @@ def render_rays(
     near: float = 0.0,
     far: float = float("inf"),
     skip_empty: bool = False,
+    rectified: bool = False,
     backend: str = "auto",
     check: bool = True,
 ) -> Rendering:
@@ -42,6 +43,9 @@ def render_rays(
         near, far: bounds on the depth along the ray.
         skip_empty: without gradients, the fused CPU kernel may jump over parts that absorb at most `stop` of the
             light in all; the others march through everything.
+        rectified: the density is a ReLU's output (or 0 for another reason that lets no gradient through where it is
+            0). Then the fused kernels jump over empty cells in training as well: the picture and what reaches the
+            ReLU's input are the same, the volume's own gradient lacks a part where its density is 0.
         backend: 'reference', 'fused', or 'auto': fused where a kernel exists for the device and the volume's
             precision, and no gradient of the rays is asked for. `Rendering.backend` says what was taken.
         check: validate the values (a pass over the volume); loops that made them may skip it. NaN then stays NaN.
@@ -62,7 +66,7 @@ def render_rays(
     if backend == "reference":
         return render_rays_reference(*arguments)
     if backend == "fused":
-        return render_rays_fused(*arguments, skip_empty)
+        return render_rays_fused(*arguments, skip_empty, rectified)
     raise RenderingError(f"backend is {backend!r}, expected 'auto', 'reference' or 'fused'")
 
 
