@@ -69,7 +69,7 @@ def _part(given: argparse.Namespace) -> Part | Join | None:
 def _say_left_out(faults: dict[str, str]) -> None:
     if faults:
         print(f"left out {len(faults)} objects (with --strict the first one is an error):")
-        print("\n".join(f"  {key}: {reason}" for key, reason in list(faults.items())[:SHOWN]))
+        print("\n".join(f"  {reason.splitlines()[0]}" for reason in list(faults.values())[:SHOWN]))
         if len(faults) > SHOWN:
             print(f"  and {len(faults) - SHOWN} more")
 

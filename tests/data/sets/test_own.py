@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.formats.rendered import orbit, pictured
 from tests.data.formats.test_posed_layouts import write_srn
 from vader.commands import main as vader
-from vader.data import prepare
+from vader.data import ShardedSet, prepare
+from vader.data.meshes.raycast import mesh as solid_mesh
 from vader.data.prepared import DataError
 from vader.data.sequence import load_set
 from vader.data.sets.own import experiment_named, prepare_folder
+from vader.data.synthetic.factors import draw
+from vader.data.synthetic.shapes import build
 from vader.settings.checks import ConfigError
+from vader.settings.profiles import experiment
+from vader.stages import autodecoder_run
 
 VIEWS, OBJECTS = 8, 5
 CAMERAS = orbit(VIEWS, 64, 64, 90.0)
@@ -107,3 +115,107 @@ def test_the_command_takes_captions_and_a_place_and_draws_a_check(folder, tmp_pa
     assert "keys are of no object, the first is 'mug7'" in capsys.readouterr().err
     assert vader(["data", "procedural_chairs", "--check", "a.png"]) == 1
     assert "--check is for a folder of your own data" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- videos, models, broken ones
+
+
+def walking(folder, frames: int = 6, shade: int = 200):
+    """A clip of a square that walks to the right, as RGBA pictures."""
+    folder.mkdir(parents=True)
+    for i in range(frames):
+        picture = np.zeros((40, 56, 4), np.uint8)
+        picture[8:32, 6 + 4 * (i % 6) : 26 + 4 * (i % 6)] = (shade, 255 - 8 * i, 60, 255)
+        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+
+
+def test_clips_of_subjects_become_a_set_that_trains_articulated(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VADER_RUNS", str(tmp_path / "runs"))
+    for number in range(5):
+        walking(tmp_path / "clips" / f"walker{number}", shade=120 + 20 * number)
+    walking(tmp_path / "clips" / "long", 20)
+    assert vader(["data", str(tmp_path / "clips"), "--name", "walkers", "--profile", "smoke", "--workers", "1"]) == 0
+    assert "5 training and 1 held-out objects" in capsys.readouterr().out
+    config = experiment_named("smoke", "walkers")
+    assert config.articulated and config.articulation == experiment("smoke", "puppets").articulation
+    data = prepare(config.data)
+    most = config.data.train_views + config.data.heldout_views
+    lengths = {video.key: (len(video), video.train_frames) for video in data}
+    assert lengths.pop("long") == (most, config.data.train_views) and set(lengths.values()) == {(6, 5)}
+    assert data[0].frames[0].float().mean() > 10 and data[0].attributes["format"] == "videos"
+    phases = dict(rigid_images=16, neutral_images=8, widening_images=8, free_depth_images=8, region_images=8)
+    short = config.replace(reconstruction=dict(images_seen=16), articulation=phases)
+    run = autodecoder_run(short, data, "cpu")
+    assert run.record["seconds"] > 0
+
+
+def test_models_are_rendered_as_the_built_in_furniture_is_and_a_broken_one_is_named(tmp_path, capsys):
+    pytest.importorskip("pyvista", reason="extra 'data'")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for index in range(3):
+        solid_mesh(build("tables", draw("tables", 0, index))).export(folder / f"table{index}.ply")
+    (folder / "broken.glb").write_bytes(b"broken")
+    command = ["data", str(folder), "--name", "tables3", "--profile", "smoke", "--workers", "1"]
+    assert vader([*command, "--strict"]) == 1
+    error = capsys.readouterr().err
+    assert "broken.glb: object 'broken': not a" in error and error.count("\n") == 1
+    assert vader(command) == 0
+    said = capsys.readouterr().out
+    assert "left out 1 objects" in said and "  broken.glb: object 'broken': not a" in said
+    data = prepare(experiment_named("smoke", "tables3").data)
+    assert [s.key for s in data] == ["table0", "table1", "table2"] and len(data[0]) == 16
+    vertices, _ = data[0].surface()
+    assert np.abs(vertices).max() <= 0.9 + 1e-6
+    manifest = json.loads((data.folder / "manifest.json").read_text())
+    assert manifest["sources"]["own"]["left_out"] == ["broken"]
+
+
+def test_a_texture_that_changed_makes_another_set(tmp_path):
+    pytest.importorskip("pyvista", reason="extra 'data'")
+    (tmp_path / "m" / "maps").mkdir(parents=True)
+    box = "v -1 -1 -1\nv 1 -1 -1\nv 0 1 0\nv 0 0 1\nvt 0 0\nvt 1 0\nvt 1 1\n"
+    faces = "".join(f"f {f}\n" for f in ("1/1 2/2 3/3", "1/1 2/2 4/3", "1/1 3/2 4/3", "2/1 3/2 4/3"))
+    (tmp_path / "m" / "a.obj").write_text(f"mtllib a.mtl\n{box}usemtl m\n{faces}")
+    (tmp_path / "m" / "a.mtl").write_text("newmtl m\nmap_Kd maps\\Wood.PNG\n")
+    digests = []
+    for shade in (90, 200):
+        Image.fromarray(np.full((4, 4, 3), shade, np.uint8)).save(tmp_path / "m" / "maps" / "wood.png")
+        digests.append(prepare_folder(tmp_path / "m", "textured", "smoke", workers=1, root=tmp_path / "data").digest)
+    assert digests[0] != digests[1]
+
+
+def test_tars_of_a_folder_in_parts_train_by_their_name(folder, mugs, capsys):
+    pytest.importorskip("webdataset")
+    command = ["data", str(folder), "--name", "cups", "--profile", "smoke", "--workers", "1"]
+    command += ["--objects-per-shard", "2"]
+    for part in ("3/3", "1/3"):
+        assert vader([*command, "--part", part]) == 0
+    assert "part 3/3, 1 objects; with all parts there, the same with --join" in capsys.readouterr().out
+    assert vader([*command, "--join"]) == 1
+    assert "prepare part 2/3 first" in capsys.readouterr().err
+    assert vader([*command, "--part", "2/3"]) == 0 and vader([*command, "--join"]) == 0
+    assert "5 objects, 4 of them for training" in capsys.readouterr().out
+    config = experiment_named("smoke", "cups").data
+    shards = prepare(config)
+    assert isinstance(shards, ShardedSet) and prepare(config, objects_per_shard=2).checksum == shards.checksum
+    for a, b in zip(shards.split("train"), mugs.split("train"), strict=True):
+        assert a.key == b.key and torch.equal(a.images, b.images)
+    with pytest.raises(DataError, match="cups --objects-per-shard 3"):
+        prepare(config, objects_per_shard=3)
+    assert vader([*command, "--part", "4/3"]) == 1 and "expected 1/3 to 3/3" in capsys.readouterr().err
+    assert vader([*command[:-2], "--part", "1/3"]) == 1 and "with --objects-per-shard" in capsys.readouterr().err
+
+
+def test_one_unusable_object_among_posed_ones_is_left_out(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "mugs")
+    (tmp_path / "mugs" / "mug1" / "pose" / "000003.txt").write_text("1 2 3")  # the first, which decides the settings
+    for view in range(5):
+        (tmp_path / "mugs" / "mug2" / "rgb" / f"{view:06d}.png").write_bytes(b"cut")
+    command = ["data", str(tmp_path / "mugs"), "--name", "flawed", "--profile", "smoke", "--workers", "1"]
+    assert vader(command) == 0
+    said = capsys.readouterr().out
+    assert "  mug2: object 'mug2': 3 of 8 views can be used" in said and "left out 1 objects" in said
+    data = prepare(experiment_named("smoke", "flawed").data)
+    assert len(data) == 4 and (data.train_views, data.heldout_views) == (6, 1)
+    assert vader([*command, "--strict"]) == 1
