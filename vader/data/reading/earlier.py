@@ -78,12 +78,18 @@ def load_earlier(
     config: DataConfig, kind: str, expected: str, root: Path | None = None, objects_per_shard: int | None = None
 ) -> SequenceSet | ShardedSet:
     """The set that was prepared for these settings before, of several the last one; tars where they are asked for or
-    all there is. Raises DataError, ending with what is `expected`, where there is none."""
+    all there is. Raises DataError, ending with the command that is `expected`, where there is none."""
     fitting = [e for e in sets_called(config.name, kind, root) if e.was_asked_for(config)]
+    if objects_per_shard is not None:  # tars of that many objects, or what such tars can be made of
+        tars = f"-by{objects_per_shard}"
+        wanted = [e for e in fitting if not e.sharded or e.folder.name.endswith(tars)]
+        fitting = [e for e in wanted if e.sharded] or wanted
+    else:
+        fitting = [e for e in fitting if not e.sharded] or fitting
     if not fitting:
-        raise DataError(f"data set {config.name}: is not prepared with these settings, {expected}")
-    wanted = [e for e in fitting if e.sharded == (objects_per_shard is not None)]
-    return (wanted or fitting)[-1].opened(objects_per_shard)
+        shards = "" if objects_per_shard is None else f" --objects-per-shard {objects_per_shard}"
+        raise DataError(f"data set {config.name}: is not prepared with these settings, {expected}{shards}")
+    return fitting[-1].opened(objects_per_shard)
 
 
 def fitted(pattern: Experiment, data: DataConfig) -> Experiment:

@@ -2,7 +2,7 @@
 
 Data card: `data_cards/household.md`; creators and licences: `data_cards/ATTRIBUTION_household.md`.
 
-`household_models` says what belongs to it, and what models are a group, which is either training or held out. Large
+`vader.data.meshes.families` says what belongs to it, and what models are a group, which is either training or held out. Large
 groups train; the smaller ones are ordered by a hash of seed and name, and of each category the first ones are
 held out. Objects are listed category by category in turn, so that a small set has many kinds. Captions: `describe`.
 """
@@ -29,7 +29,7 @@ from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json
 from ..sequence import Sequence, load_set, object_cameras
 from ..shards import ShardedSet
 from .furniture import object_key, rendering
-from .household_models import (
+from ..meshes.families import (
     MIN_THICKNESS,
     MIN_TRIANGLES,
     NEAR_COPY,

@@ -1,5 +1,5 @@
-"""The hall of a set of objects: samples of every system, with their nearest training objects; training objects beside
-their real views; the way from one object to another."""
+"""The hall of a set of objects. Samples of every system stand beside their nearest training objects, and training
+objects beside their real views. A slider leads from one object to another."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..formats.sweethome3d import Catalogue, Model, open_catalogue
 from ..formats.wavefront import DEFAULT_COLOUR, Part, read_obj
-from ..meshes.render import to_canonical
+from .render import to_canonical
 from ..prepared import DataError
 
 MIN_TRIANGLES = 100
