@@ -159,7 +159,7 @@ sys.meta_path.insert(0, Absent())
 import importlib, pkgutil, vader
 for module in pkgutil.walk_packages(vader.__path__, "vader."):
     # files of kernels for one device are imported where they are used
-    if not module.name.endswith(("__main__", "cpu", "cuda")):
+    if not module.name.endswith(("__main__", "cpu", "cuda", "kernels.simd", "kernels.occupancy", "kernels.march")):
         importlib.import_module(module.name)
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

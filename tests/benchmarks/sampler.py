@@ -17,7 +17,8 @@ from torch import Tensor
 from vader.autodecoder.decoder import Decoder
 from vader.data import prepare
 from vader.diffusion.edm import Denoiser
-from vader.diffusion.sampling import for_inference, object_generators, sample_objects, sigma_schedule
+from vader.diffusion.inference import for_inference
+from vader.diffusion.sampling import object_generators, sample_objects, sigma_schedule
 from vader.diffusion.unet3d import UNet3D
 from vader.evaluation.pictures import distance_rows, real_features, sample_features
 from vader.generation.volumes import load_models
@@ -96,11 +97,14 @@ class TimedNetwork(torch.nn.Module):
         super().__init__()
         self.network, self.on_cuda, self.seconds = network, device.type == "cuda", 0.0
 
-    def forward(self, *arguments: Tensor | None) -> Tensor:
+    def films(self, c_noise: Tensor) -> list[Tensor]:
+        return self.network.films(c_noise)
+
+    def forward(self, *arguments: Tensor | None, **films: list[Tensor]) -> Tensor:
         if self.on_cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        output = self.network(*arguments)
+        output = self.network(*arguments, **films)
         if self.on_cuda:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vader.diffusion.edm import Denoiser
+from vader.diffusion.inference import GraphedDenoiser, compiled, for_inference, how_it_runs
 from vader.diffusion.sampling import (
     SamplingError,
-    for_inference,
     largest_batch,
     object_generators,
     sample,
@@ -165,6 +165,64 @@ def test_inference_copy_is_frozen_lower_in_precision_and_close():
     assert 0 < ((rounded - exact).norm() / exact.norm()).item() < 0.05
     same = sample_objects(for_inference(denoiser, dtype=torch.float32), config, range(4), (4, 4, 4, 4), seed=0)
     torch.testing.assert_close(same, exact, rtol=1e-4, atol=1e-4)
+
+
+def recomputed(function, inputs):
+    """A recording for CPUs: a replay computes again from the tensors that were recorded, into the same result."""
+    output = function(*inputs)
+    return lambda: output.copy_(function(*inputs)), output
+
+
+@pytest.mark.parametrize("config", [SamplerConfig(num_steps=5), CONFIG])
+def test_a_recorded_sampling_is_the_loop_and_is_recorded_once(config):
+    denoiser = for_inference(small_denoiser(), dtype=torch.float32)
+    recordings = []
+    graphed = GraphedDenoiser(denoiser, lambda *a: recordings.append(a) or recomputed(*a))
+    for seed, n in ((0, 2), (1, 2), (0, 3)):
+        arguments = (config, range(n), (4, 4, 4, 4), seed)
+        torch.testing.assert_close(sample_objects(graphed, *arguments), sample_objects(denoiser, *arguments))
+    assert len(recordings) == 2  # one for each batch size
+    assert graphed.execution == "not compiled, CUDA graph"
+    level = torch.tensor([0.5, 2.0])
+    x = torch.randn(2, 4, 4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(graphed(x, level), denoiser(x, level))
+
+
+def test_what_depends_on_the_level_alone_is_computed_before_the_loop(monkeypatch):
+    denoiser = for_inference(small_denoiser(), dtype=torch.float32)
+    config = SamplerConfig(num_steps=5, s_churn=2.0)
+    calls = []
+    films = denoiser.network.films
+    monkeypatch.setattr(denoiser.network, "films", lambda c: calls.append(len(c)) or films(c))
+    once = sample_objects(denoiser, config, range(3), (4, 4, 4, 4), 0)
+    assert calls == [9]  # 2 N - 1 evaluations
+    each = sample_objects(lambda *a: denoiser(*a), config, range(3), (4, 4, 4, 4), 0)
+    assert calls == [9] + 9 * [3]
+    torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-4)
+
+
+def test_no_objects_are_no_samples():
+    assert sample_objects(small_denoiser(), SamplerConfig(num_steps=3), [], (4, 4, 4, 4), 0).shape == (0, 4, 4, 4, 4)
+
+
+def test_a_network_that_does_not_compile_runs_as_it_is_and_says_so(monkeypatch, tmp_path):
+    def broken(function, **options):
+        def fail(*arguments, **named):
+            raise RuntimeError("no compiler here")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    denoiser = for_inference(small_denoiser(), dtype=torch.float32)
+    expected = sample_objects(denoiser, CONFIG, range(2), (4, 4, 4, 4), 0)
+    assert compiled(denoiser.network) == "compiled"
+    with pytest.warns(UserWarning, match=r"UNet3D is not compiled \(RuntimeError\): no compiler here"):
+        file = tmp_path / "samples.npy"
+        found = sample_to_disk(denoiser, CONFIG, 2, (4, 4, 4, 4), 0, file)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert how_it_runs(denoiser) == "not compiled (RuntimeError)"
+    assert json.loads((tmp_path / "samples.npy.json").read_text())["execution"] == "not compiled (RuntimeError)"
 
 
 def test_graphs_and_compilation_are_for_cuda():

@@ -6,8 +6,10 @@ import gc
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vader.rendering import fused
+from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from vader.rendering.fused import empty_space, fused_backend, render_backward, render_forward, render_rays_fused
 from vader.rendering.rays import RenderingError
 from vader.rendering.reference import render_rays_reference
-from vader.rendering.render import render_rays
+from vader.rendering.render import render_images, render_rays
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])  # of subprocesses
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -295,7 +299,7 @@ def test_no_objects_and_no_rays():
 
 
 def operator_arguments(volume, origins, directions, samples=5, seed=3, stop=0.0):
-    return volume, origins, directions, 0.0, math.inf, samples, seed, stop
+    return volume, origins, directions, 0.0, math.inf, 0, 0, samples, seed, stop
 
 
 @needs_numba
@@ -373,29 +377,84 @@ def test_two_ranks_average_their_gradients(tmp_path):
 
 TRITON_AGREES = """
 import torch
-from test_fused import assert_agrees, picture_and_gradient, rng, scene
+from test_fused import assert_agrees, picture, picture_and_gradient, rng, scene
 from vader.rendering import cuda
-from vader.rendering.rays import clip_to_cube
+from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from vader.rendering.reference import render_rays_reference
 
-for rays, dtype, samples, stratified, stop in [
-    (20, torch.float32, 4, -1, 0.0),
-    (20, torch.float32, 4, 2**31 + 5, 0.0),
-    (20, torch.bfloat16, 3, 3, 0.0),
-    (20, torch.float32, 8, 1, 0.05),
-    (37, torch.float32, 1, -1, 0.0),
-]:
-    volume, origins, directions = scene(rays, 2, rays, (3, 4, 5), density=30.0 if stop else 4.0, dtype=dtype)
-    options = (origins, directions, samples, None if stratified < 0 else stratified, stop)
-    reference = picture_and_gradient(render_rays_reference, volume.float(), *options)
-    enter, leave = clip_to_cube(origins, directions, 0.0, float("inf"))
-    arguments = (volume.movedim(1, -1).contiguous(), origins, directions, enter, leave, samples, stratified, stop)
-    out = cuda.forward(*arguments)
-    weights = torch.zeros_like(out)
-    weights[..., :5] = torch.randn(out[..., :5].shape, generator=rng(1))
-    gradient = cuda.backward(*arguments, out, weights)
+def march(volume, rays, image, samples, seed, stop, skip, weights, near=0.0, far=float("inf")):
+    values = volume.movedim(1, -1).contiguous()
+    b, r = len(volume), rays[0].shape[1] * (image[0] * image[1] or 1)
+    results = torch.full((b, r, 3), 7.0), torch.full((b, r), 7.0), torch.full((b, r), 7.0)
+    bricks = cuda.empty_bricks(values, 0.0) if skip else None
+    options = (near, far, *image, samples, seed, stop)
+    cuda.forward(values, rays, bricks, results, options)
+    out = torch.cat([results[0], results[1][..., None], results[2][..., None]], -1)
+    above = (weights[..., :3], weights[..., 3], weights[..., 4])  # rows of five: slices that are not contiguous
+    above = [None if not g.any() else g for g in above]
+    gradient = cuda.backward(values, rays, bricks, results, above, options)
     assert gradient.dtype == torch.float32
-    assert_agrees((out[..., :5], gradient.movedim(-1, 1)), reference)
+    return out, gradient.movedim(-1, 1)
+
+def check(volume, rays, samples, seed, stop, skip, image=(0, 0), weighted=5, keep=True, **bounds):
+    cuda.KEEP = keep
+    origins, directions = rays
+    if image[0]:
+        cameras = Cameras(rays[0].flatten(0, 1), rays[1].flatten(0, 1), *image)
+        origins, directions = (x.view(len(volume), -1, 3) for x in cameras.rays())
+    leaf = volume.detach().clone().float().requires_grad_()
+    options = (samples, None if seed < 0 else seed, stop, bounds.get("near", 0.0), bounds.get("far", float("inf")))
+    result = picture(render_rays_reference(leaf, origins, directions, *options))
+    weights = torch.randn(result.shape, generator=rng(1))
+    weights[..., weighted:] = 0
+    (result * weights).sum().backward()
+    ours = march(volume, rays, image, samples, seed, stop, skip, weights, **bounds)
+    reference = (result.detach(), leaf.grad)
+    if skip:  # behind a ReLU
+        mask = (volume[:, :1] > 0).float()
+        mask = torch.cat([mask, torch.ones_like(volume[:, 1:].float())], 1)
+        ours, reference = (ours[0], ours[1] * mask), (reference[0], reference[1] * mask)
+    assert_agrees(ours, reference)
+
+def empty_but_a_corner(volume):
+    volume = volume.clone()
+    volume[:, 0, :, :, 3:] = 0
+    volume[:, 0, :, 4:] = 0
+    return volume
+
+float32, bfloat16 = torch.float32, torch.bfloat16
+for rays, size, dtype, samples, seed, stop, skip, keep, bounds in [
+    (20, (3, 4, 5), float32, 9, -1, 0.0, False, True, {}),
+    (20, (3, 4, 5), float32, 5, 2**31 + 5, 0.0, False, False, {}),
+    (20, (2, 3, 5), bfloat16, 5, 3, 0.0, False, True, {}),
+    (20, (3, 4, 5), float32, 8, 1, 0.05, False, True, {}),
+    (37, (3, 4, 5), float32, 1, -1, 0.0, False, True, {}),
+    (33, (3, 12, 9), float32, 10, 4, 0.0, True, True, {}),
+    (1, (4, 4, 4), float32, 6, -1, 0.0, False, True, {"near": 0.5, "far": 2.0}),
+]:
+    volume, *where = scene(rays, 2, max(rays, 8), size, density=30.0 if stop else 4.0, dtype=dtype)
+    where = [x[:, -rays:].contiguous() for x in where]
+    check(empty_but_a_corner(volume) if skip else volume, where, samples, seed, stop, skip, keep=keep, **bounds)
+
+volume, *where = scene(5, 2, 8, (3, 3, 3))
+check(volume, where, 4, 2, 0.0, False, weighted=3)  # no gradient of occupancy and depth
+w2c = look_at(torch.tensor([[3.0, 1.0, 2.0], [-2.0, 0.5, 3.0]]))
+lens = intrinsics_from_fov(36.0, 3, 5).expand(2, 3, 3).clone()
+lens[1, 0, 1], lens[1, 1, 2] = 0.3, 1.1  # skewed and off centre
+check(volume, (w2c[None].repeat(2, 1, 1, 1), lens[None].repeat(2, 1, 1, 1)), 6, 3, 0.0, False, image=(3, 5))
+
+values = volume.movedim(1, -1).contiguous()
+nothing = torch.zeros(2, 0, 3)
+results = torch.zeros(2, 0, 3), torch.zeros(2, 0), torch.zeros(2, 0)
+options = (0.0, float("inf"), 0, 0, 4, -1, 0.0)
+cuda.forward(values, (nothing, nothing), None, results, options)  # no ray
+assert not cuda.backward(values, (nothing, nothing), None, results, (None,) * 3, options).any()
+cuda.forward(values[:0], (nothing[:0],) * 2, cuda.empty_bricks(values[:0], 0.0), [x[:0] for x in results], options)
+
+volume[:, 0] = 0
+volume[1, 0, 1, 1, 2], volume[0, 0, 0, 0, 0] = 0.5, float("nan")
+bricks = cuda.empty_bricks(torch.nn.functional.pad(volume, (0, 5, 0, 6, 0, 3)).movedim(1, -1).contiguous(), 0.1)
+assert bricks.shape == (2, 2, 2, 2) and bricks.flatten(1).sum(1).tolist() == [1, 1] and bricks[0, 0, 0, 0] == 1
 print("agrees")
 """
 
@@ -411,9 +470,10 @@ def test_triton_kernels_in_the_interpreter():
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["_forward", "_backward"])
-def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name):
-    """Without a device, for compute capability 9.0: voxels move as vectors, and nothing goes through shared memory."""
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize("name", ["forward", "backward", "bricks"])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name, capability):
+    """Without a device: voxels move as vectors, and nothing goes through shared memory."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -421,13 +481,99 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name):
 
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter has replaced the compiler")
-    compiled = triton.compile(
-        cuda.kernel_source(name, "bf16"), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}
-    )
+    source = cuda.kernel_source(name, "bf16", SKIP=True)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
     code = compiled.asm["ptx"]
-    assert code.count("ld.global.v2.b32") == 8  # eight corners, four bfloat16 channels each
-    assert code.count("atom.global.gpu.relaxed.add.v4.f32") == (8 if name == "_backward" else 0)
-    assert "shared" not in code.replace(".extern .shared", "") or compiled.metadata.shared == 0
+    if name != "bricks":
+        assert len(re.findall(r"ld\.global[.\w]*\.v2\.b32", code)) == 8  # eight slots of four bfloat16 channels each
+        assert compiled.metadata.shared == 0
+    if capability == 90:
+        # a slot's gradient goes to memory when its voxel changes, and at the end of the ray
+        vectors = code.count("atom.global.gpu.relaxed.add.v4.f32")
+        assert vectors == (16 if name == "backward" else 0)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that are not views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if not function.is_view:
+            self.names.append(function.name())
+        return function(*arguments, **(options or {}))
+
+
+@needs_numba
+def test_a_picture_and_its_gradient_are_one_operator_each():
+    volume = scene()[0].contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    lens = intrinsics_from_fov(36.0, 4, 4).expand(4, 3, 3)
+    cameras = Cameras(look_at(torch.randn(4, 3, generator=rng())), lens, 4, 4)
+    places, lenses = (x.unflatten(0, (2, 2)) for x in (cameras.world_to_camera, cameras.intrinsics))
+    above = [torch.ones(2, 32, 3), torch.ones(2, 32)]
+    with Calls() as calls:
+        fused_ones = render_rays_fused(volume, places, lenses, 5, image=(4, 4))
+        torch.autograd.backward([fused_ones.colour, fused_ones.occupancy], above)
+    assert [name for name in calls.names if name != "aten::detach"] == [
+        "vader::render_forward",
+        "vader::render_backward",
+    ]
+    colour, _, _ = render_images(volume, cameras, 5)
+    assert torch.equal(colour.flatten(1, 3), fused_ones.colour)
+    with pytest.raises(RenderingError, match="3 cameras for 2 volumes, expected as many for each"):
+        render_images(volume, cameras[:3], 5)
+    with pytest.raises(RenderingError, match="4 cameras for 0 volumes"):
+        render_images(volume[:0], cameras, 5)
+
+
+def test_an_older_gpu_has_the_reference_and_is_told_once(monkeypatch):
+    monkeypatch.setattr(fused, "BACKENDS", {"cuda": "triton"})
+    capability = (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    fused._recent.cache_clear()
+    with pytest.warns(UserWarning, match=r"capability 7.5, the fused renderer needs 8.0 or newer; the reference"):
+        assert fused_backend(torch.device("cuda")) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fused_backend(torch.device("cuda")) is None
+    capability = (8, 0)
+    assert fused_backend(torch.device("cuda:1")) == "triton"
+    fused._recent.cache_clear()
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_cameras_on_cuda_are_the_rays(monkeypatch):
+    volume = scene(4, 2, size=(9, 8, 7), device="cuda")[0]
+    lens = intrinsics_from_fov(36.0, 13, 11).expand(4, 3, 3)
+    cameras = Cameras(look_at(torch.randn(4, 3, generator=rng())), lens, 13, 11).to("cuda")
+    rays = (x.view(2, -1, 3) for x in cameras.rays())
+    expected = render_rays(volume, *rays, 20, backend="reference").images(13, 11)
+    for ours, theirs in zip(render_images(volume, cameras, 20), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("rectified", [False, True])
+def test_voxels_kept_in_registers_and_graphs_change_rounding_only(monkeypatch, rectified):
+    from vader.rendering import cuda
+
+    volume, *rays = scene(5, 3, 333, (9, 8, 7), filled=0.1, device="cuda")
+    found = []
+    for keep in (True, False):
+        monkeypatch.setattr(cuda, "KEEP", keep)
+        found.append(picture_and_gradient(lambda *a: render_rays_fused(*a, rectified=rectified), volume, *rays, 30, 7))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(cuda, "KEEP", True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = render_rays_fused(volume, *rays, 30, 7, rectified=rectified).colour
+    volume.mul_(0.5)
+    graph.replay()
+    torch.testing.assert_close(held, render_rays_fused(volume, *rays, 30, 7, rectified=rectified).colour)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
 from ..rendering.fused import fused_backend
-from ..rendering.render import render_rays
+from ..rendering.render import render_images
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..store.files import load_weights, save_weights
@@ -203,18 +203,15 @@ class Reconstruction:
         """The weighted losses of a microbatch, and 'loss', their sum."""
         settings = self.microbatch
         target, mask = batch.images.float() / 255, batch.masks.float() / 255
-        b, v, h, w = mask.shape
-        origins, directions = (x.view(b, v * h * w, 3) for x in batch.cameras.rays())
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
         stratified_seed = int(torch.randint(2**31, ()))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             source = batch.objects if self.rows is None else self.model.embedding(batch.objects)
             volume = self.parallel(source, noise)
-        rendering = render_rays(
-            volume, origins, directions, settings.num_samples, stratified_seed=stratified_seed, check=False,
-            rectified=self.config.autodecoder.density_activation == "relu",
-        )  # fmt: skip
-        colour, occupancy, _ = rendering.images(h, w)
+        rectified = self.config.autodecoder.density_activation == "relu"
+        colour, occupancy, _ = render_images(
+            volume, batch.cameras, settings.num_samples, stratified_seed=stratified_seed, rectified=rectified
+        )
         images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
         losses = image_losses(settings, self.perceptual, *images)
         return {"loss": sum(losses.values()), **losses}

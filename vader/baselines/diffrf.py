@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from ..data import SequenceSet
 from ..diffusion.edm import per_object, standard_normal
 from ..diffusion.ema import EMA
-from ..diffusion.sampling import for_inference, object_generators
+from ..diffusion.inference import for_inference
+from ..diffusion.sampling import object_generators
 from ..diffusion.unet3d import UNet3D
 from ..evaluation.costs import denoiser_stages
 from ..generation.parallel import spread
@@ -234,8 +235,8 @@ def sample_fields(
 ) -> Tensor:
     """Fields (len(indices), 4, S, S, S) in [-1, 1] of the samples with these numbers; (seed, index) decides each.
 
-    denoise: a `FieldUNet`, or a copy of one that `diffusion.sampling.for_inference` made. Where it returns NaN, so does
-    this.
+    denoise: a `FieldUNet`, or a copy of one that `diffusion.inference.for_inference` made. Where it returns NaN, so
+    does this.
     """
     process = noise_schedule(config.diffusion)
     with _IMPORTING:

@@ -51,6 +51,25 @@ class Denoiser(nn.Module):
             return c_skip * x + c_out * output.to(x.dtype)
         return scaled.copy_(output).mul_(c_out).addcmul_(c_skip, x)  # the same, in memory that is at hand
 
+    def at_levels(self, sigmas: Sequence[float], like: Tensor) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+        """D(x; sigmas[k]) as a function of x, k and context, for many x: what depends on sigma alone is computed here.
+
+        like: a tensor of the dtype and on the device of x. Without gradients; the network needs `films`.
+        """
+        levels = torch.tensor(sigmas, dtype=torch.float64)
+        coefficients = torch.stack(self.coefficients(levels)[:3], dim=1).tolist()
+        c_noise = self.coefficients(levels.to(like.dtype))[3].float().to(like.device)
+        films = self.network.films(c_noise)
+
+        def estimate(x: Tensor, k: int, context: Tensor | None) -> Tensor:
+            c_skip, c_out, c_in = coefficients[k]
+            scaled = c_in * x
+            rows = [film[k : k + 1] for film in films]
+            output = self.network(scaled.float(), c_noise[k : k + 1].expand(len(x)), context, films=rows)
+            return scaled.copy_(output).mul_(c_out).add_(x, alpha=c_skip)
+
+        return estimate
+
 
 def standard_normal(shape: tuple[int, ...], generators: Generators, device: torch.device | str) -> Tensor:
     """float32 N(0, I) of `shape`, drawn on the generators' device; row i from generators[i] if there are several."""

@@ -6,7 +6,6 @@ S_churn adds. The batch it is computed in changes it by rounding errors only.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -25,6 +24,7 @@ from ..settings.checks import ConfigError, require
 from ..settings.diffusion import SamplerConfig
 from ..store.files import write_json
 from .edm import Denoise, Denoiser, Generators, standard_normal
+from .inference import GraphedDenoiser, how_it_runs
 
 MAX_BATCH = 256  # beyond it a GPU gains nothing, and an interruption costs more
 
@@ -63,6 +63,60 @@ def sigma_schedule(config: SamplerConfig) -> list[float]:
     return [(high + i / last * (low - high)) ** config.rho for i in range(config.num_steps)] + [0.0]
 
 
+# Of a step: the noise level it starts from (raised by S_churn), the next one, and the scale of the noise added.
+Step = tuple[float, float, float]
+Estimate = Callable[[Tensor, int, Tensor | None], Tensor]  # x, number of the evaluation, context -> estimate of x0
+Fresh = Callable[[int], Tensor]  # number of a step -> N(0, I) noise
+
+
+def heun_steps(config: SamplerConfig) -> list[Step]:
+    """The steps of Algorithm 2 of EDM. Evaluation 2 i is at the level that step i starts from, 2 i + 1 at the next."""
+    sigmas, steps = sigma_schedule(config), []
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        raised = sigma
+        if config.s_churn > 0 and config.s_min <= sigma <= config.s_max:
+            raised = sigma * (1 + min(config.s_churn / config.num_steps, math.sqrt(2) - 1))
+        steps.append((raised, following, config.s_noise * math.sqrt(raised**2 - sigma**2)))
+    return steps
+
+
+def estimates(denoise: Denoise, steps: Sequence[Step], like: Tensor) -> Estimate:
+    """A denoiser at the levels of these steps, with what depends on the level alone taken out of the loop if it can."""
+    levels = [level for sigma, following, _ in steps for level in (sigma, following)]
+    if isinstance(denoise, Denoiser) and hasattr(denoise.network, "films"):
+        return denoise.at_levels(levels[:-1], like)  # the last one is 0, where nothing is left to estimate
+    return lambda x, k, context: denoise(x, torch.full((len(x),), levels[k], dtype=x.dtype, device=x.device), context)
+
+
+def guided_estimate(estimate: Estimate, scale: float, batched: bool) -> Estimate:
+    """`guided` for a numbered evaluation."""
+
+    def guided_at(x: Tensor, k: int, context: Tensor | None) -> Tensor:
+        return guided(lambda x, _, context: estimate(x, k, context), scale, batched)(x, x.new_zeros(len(x)), context)
+
+    return guided_at
+
+
+def _heun(
+    estimate: Estimate, x: Tensor, steps: Sequence[Step], fresh: Fresh, context: Tensor | None, progress=None
+) -> Tensor:
+    euler = torch.empty_like(x)  # on CPUs, fresh memory costs more than the sums
+    numbers = range(len(steps))
+    for i in progress(numbers) if progress else numbers:
+        sigma, following, added = steps[i]
+        if added:
+            x = x.add_(fresh(i).to(x.dtype), alpha=added)
+        # An Euler step x + (sigma' - sigma) (x - D) / sigma goes to D by the share 1 - sigma' / sigma of the way.
+        torch.lerp(x, estimate(x, 2 * i, context), 1 - following / sigma, out=euler)
+        if following > 0:
+            # Heun: the mean of the slopes at both ends leads half as far as one Euler step and, from its end, another.
+            euler.lerp_(estimate(euler, 2 * i + 1, context), sigma / following - 1)
+            x.lerp_(euler, 0.5)
+        else:
+            x.copy_(euler)
+    return x
+
+
 @torch.no_grad()
 def sample(
     denoise: Denoise,
@@ -77,95 +131,38 @@ def sample(
 
     The state has the dtype of `noise` whatever the network's precision. `generators` draw the noise that S_churn > 0
     adds; `progress` wraps the range of steps (a tqdm). With a context, guidance other than 1 is applied; then each
-    evaluation covers 2b objects.
+    evaluation covers 2b objects. A `GraphedDenoiser` runs all of it as one CUDA graph.
 
     Raises `ConfigError` if guidance lacks a context or churn a generator.
     """
     if config.guidance != 1:
         require(context is not None, f"guidance is {config.guidance}, which needs a context, but there is none")
-        denoise = guided(denoise, config.guidance, batched_guidance)
     if config.s_churn > 0 and generators is None:
         raise ConfigError(f"s_churn is {config.s_churn}, which needs generators, but there are none")
+    steps = heun_steps(config)
 
-    def estimate(x: Tensor, sigma: float) -> Tensor:
-        return denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), context)
+    def loop(noise: Tensor, context: Tensor | None, fresh: Fresh, denoise: Denoise, progress=None) -> Tensor:
+        estimate = estimates(denoise, steps, noise)
+        if config.guidance != 1:
+            estimate = guided_estimate(estimate, config.guidance, batched_guidance)
+        return _heun(estimate, sigma_schedule(config)[0] * noise, steps, fresh, context, progress)
 
-    sigmas = sigma_schedule(config)
-    x = sigmas[0] * noise
-    euler = torch.empty_like(x)  # on CPUs, fresh memory costs more than the sums
-    steps = range(config.num_steps)
-    for i in progress(steps) if progress else steps:
-        sigma, following = sigmas[i], sigmas[i + 1]
-        if config.s_churn > 0 and config.s_min <= sigma <= config.s_max:
-            raised = sigma * (1 + min(config.s_churn / config.num_steps, math.sqrt(2) - 1))
-            added = config.s_noise * math.sqrt(raised**2 - sigma**2)
-            fresh = standard_normal(tuple(x.shape), generators, x.device).to(x.dtype)
-            x, sigma = x.add_(fresh, alpha=added), raised
-        # An Euler step x + (sigma' - sigma) (x - D) / sigma goes to D by the share 1 - sigma' / sigma of the way.
-        torch.lerp(x, estimate(x, sigma), 1 - following / sigma, out=euler)
-        if following > 0:
-            # Heun: the mean of the slopes at both ends leads half as far as one Euler step and, from its end, another.
-            euler.lerp_(estimate(euler, following), sigma / following - 1)
-            x.lerp_(euler, 0.5)
-        else:
-            x.copy_(euler)
-    return x
+    def fresh(_: int) -> Tensor:
+        return standard_normal(tuple(noise.shape), generators, noise.device)
+
+    if not isinstance(denoise, GraphedDenoiser):
+        return loop(noise, context, fresh, denoise, progress)
+    added = [fresh(i) for i, step in enumerate(steps) if step[2]]
+    place = {i: k for k, i in enumerate(i for i, step in enumerate(steps) if step[2])}
+
+    def recorded(noise: Tensor, context: Tensor | None, *added: Tensor) -> Tensor:
+        return loop(noise, context, lambda i: added[place[i]], denoise.denoise)
+
+    return denoise.replay((config, batched_guidance), recorded, noise, context, *added)
 
 
 class SamplingError(RuntimeError):
     """Samples on disk that another setting made."""
-
-
-class GraphedDenoiser:
-    """A denoiser recorded as a CUDA graph for each shape it meets, so that an evaluation is a single launch."""
-
-    def __init__(self, denoise: Denoise) -> None:
-        self.denoise = denoise
-        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]] = {}
-
-    def __call__(self, x: Tensor, sigma: Tensor, context: Tensor | None = None) -> Tensor:
-        key = (x.shape, x.dtype, None if context is None else context.shape)
-        if key not in self.recorded:
-            self.recorded[key] = self._record([x, sigma, context])
-        graph, inputs, output = self.recorded[key]
-        for held, given in zip(inputs, (x, sigma, context), strict=True):
-            if given is not None:
-                held.copy_(given)
-        graph.replay()
-        return output.clone()
-
-    def _record(self, arguments: list[Tensor | None]) -> tuple[torch.cuda.CUDAGraph, list[Tensor | None], Tensor]:
-        inputs = [None if a is None else a.clone() for a in arguments]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries choose their kernels and workspaces before the recording
-            for _ in range(3):
-                self.denoise(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.denoise(*inputs)
-        return graph, inputs, output
-
-
-def for_inference(
-    denoiser: Denoiser,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
-    compile: bool = False,
-    graphs: bool | None = None,
-) -> Denoise:
-    """A frozen copy of a denoiser to sample with: network in `dtype` and channels last, state as the caller's x.
-
-    On CUDA evaluations are replayed as graphs unless `graphs` is False; `compile` fuses the network first.
-    """
-    cuda = torch.device(device).type == "cuda"
-    require(cuda or not (compile or graphs), f"compile and graphs need a CUDA device, got {device}")
-    denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    denoiser.network.to(device=device, dtype=dtype, memory_format=torch.channels_last_3d)
-    if compile:
-        denoiser.network.compile()
-    return GraphedDenoiser(denoiser) if cuda and graphs is not False else denoiser
 
 
 def object_generators(seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
@@ -187,6 +184,8 @@ def sample_objects(
 
     The initial noise is the same on every device; the noise of S_churn is drawn where the samples live.
     """
+    if len(indices) == 0:
+        return torch.zeros((0, *shape), device=device)
     generators = object_generators(seed, indices)
     noise = standard_normal((len(indices), *shape), generators, device)
     if noise.ndim == 5:
@@ -274,7 +273,8 @@ def sample_to_disk(
                 sample_objects(denoise, config, indices, shape, seed, rows, device).float().cpu().numpy()
             )
             array.flush()
-            write_json(record, {"settings": settings, "done": indices.stop})
+            execution = how_it_runs(denoise)
+            write_json(record, {"settings": settings, "done": indices.stop, "execution": execution})
             bar.update(len(indices))
     del array
     os.replace(partial, path)

@@ -191,7 +191,8 @@ class Conv3d(nn.Conv3d):
 class ResidualBlock(nn.Module):
     """ADM block: GN-SiLU-[resample]-conv, FiLM by the noise embedding, SiLU-dropout-conv, skip, then attention.
 
-    The embedding (b, e) scales and shifts the second normalisation: GN(x) * (1 + scale) + shift.
+    `film` makes of the noise embedding (b, e) what scales and shifts the second normalisation, GN(x) * (1 + scale) +
+    shift: (b, 2 * out_channels), or (1, ...) for all objects.
     """
 
     def __init__(
@@ -220,11 +221,11 @@ class ResidualBlock(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
         h = F.silu(self.norm0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = F.silu(self.norm1(self.conv0(h), *self.film(embedding).chunk(2, dim=1)))
+        h = F.silu(self.norm1(self.conv0(h), *film.chunk(2, dim=1)))
         x = self.skip(x) + self.conv1(self.dropout(h))
         if self.self_attention is not None:
             x = self.self_attention(x)
@@ -288,26 +289,35 @@ class UNet3D(nn.Module):
         self.norm_out = GroupNorm(c)
         self.conv_out = zero_init(Conv3d(c, in_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, context: Tensor | None = None) -> Tensor:
+    def films(self, c_noise: Tensor) -> list[Tensor]:
+        """All that depends on the noise level alone: of every residual block, in order, its `film` of c_noise (n,)."""
+        embedding = self.embed_noise(c_noise)  # (n, 4 * channels)
+        blocks = [*self.encoder, *self.centre, *(block for stage in self.decoder for block in stage)]
+        return [block.film(embedding) for block in blocks]
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, context: Tensor | None = None, films: list[Tensor] | None = None
+    ) -> Tensor:
         """(b, c, d, h, w), (b,), and (b, l, context_dim) if conditional -> (b, c, d, h, w).
 
+        films: those of c_noise, if they are known; rows (1, ...) hold for all objects.
         Raises `ConfigError` for a volume, noise level or context that does not fit the network.
         """
         self._check(x, c_noise, context)
-        embedding = self.embed_noise(c_noise)  # (b, 4 * channels)
+        film = iter(self.films(c_noise) if films is None else films)
         dtype = self.conv_in.weight.dtype  # a network cast to bfloat16 as a whole takes float32 volumes
         context = None if context is None else context.to(dtype)
         x = self.conv_in(x.to(dtype))
         skips = [x]
         for block in self.encoder:
-            skips.append(x := block(x, embedding, context))
+            skips.append(x := block(x, next(film), context))
         for block in self.centre:
-            x = block(x, embedding, context)
+            x = block(x, next(film), context)
         for stage in self.decoder:
             for block in stage:
                 if block.resample is None:
                     x = torch.cat([x, skips.pop()], dim=1)
-                x = block(x, embedding, context)
+                x = block(x, next(film), context)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def _check(self, x: Tensor, c_noise: Tensor, context: Tensor | None) -> None:

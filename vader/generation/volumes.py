@@ -13,7 +13,8 @@ from torch import Tensor
 from ..autodecoder.reconstruction import Autodecoder, load_autodecoder
 from ..data import SequenceSet
 from ..diffusion.denoising import load_denoiser
-from ..diffusion.sampling import for_inference, sample_objects
+from ..diffusion.inference import for_inference
+from ..diffusion.sampling import sample_objects
 from ..diffusion.text import check_width, encode
 from ..rendering.cameras import Cameras
 from ..rendering.render import render_views

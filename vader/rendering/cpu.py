@@ -19,8 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .occupancy import CELL
-from .simd import (
+from .kernels.occupancy import CELL
+from .kernels.simd import (
     FASTMATH,
     HALF,
     ONE,

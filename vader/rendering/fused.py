@@ -11,9 +11,11 @@ Both passes are torch operators behind an `autograd.Function`, which costs a sma
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import threading
+import warnings
 
 import numpy as np
 import torch
@@ -21,12 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .rays import Rendering, RenderingError, check_bounds, clip_to_cube
+from .cameras import Cameras
+from .rays import Rendering, RenderingError, check_bounds
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Not every threading layer of numba can run two parallel loops at once: the simplest ends the process.
 _NUMBA_LOOP = threading.Lock()
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
+MOST_VOXELS = 2**29  # kernels count the floats of an object in 32 bits
 FULL = 0.8  # a volume of which more than this share is not empty is marched through faster than looked up
 
 
@@ -41,9 +45,24 @@ def _installed(package: str) -> bool:
 BACKENDS = {kind: compiler for kind, compiler in {"cpu": "numba", "cuda": "triton"}.items() if _installed(compiler)}
 
 
+OLDEST = (8, 0)  # compute capability: older ones lack bfloat16
+
+
 def fused_backend(device: torch.device) -> str | None:
-    """'numba' or 'triton', whichever compiles the fused kernel for this kind of device; None where neither does."""
+    """'numba' or 'triton', whichever compiles the fused kernel for this device; None where neither does."""
+    if device.type == "cuda" and "cuda" in BACKENDS and not torch.compiler.is_compiling() and not _recent(device):
+        return None
     return BACKENDS.get(device.type)
+
+
+@functools.cache
+def _recent(device: torch.device) -> bool:
+    """Whether the kernels run on a CUDA device; where not, says so once."""
+    found = torch.cuda.get_device_capability(device)
+    if found < OLDEST:
+        told = f"{device}: compute capability {found[0]}.{found[1]}, the fused renderer needs {OLDEST[0]}.{OLDEST[1]}"
+        warnings.warn(f"{told} or newer; the reference renders", stacklevel=2)
+    return found >= OLDEST
 
 
 def _channels_last(volume: Tensor) -> Tensor:
@@ -67,8 +86,11 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [x.detach().float().contiguous().numpy() for x in tensors]
 
 
-def _numba_arguments(volume, origins, directions, near, far, num_samples, seed, stop, solid, close):
+def _numba_arguments(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close):
     """What both CPU kernels take first; a negative seed stands for bin centres."""
+    if width:
+        cameras = Cameras(origins.flatten(0, 1), directions.flatten(0, 1), height, width)
+        origins, directions = (x.view(len(volume), -1, 3) for x in cameras.rays())
     arrays = _arrays(_channels_last(volume), origins, directions)
     skipping = solid is not None
     maps = [x.numpy() for x in (solid, close)] if skipping else [np.zeros((1, 1, 1, 1), np.uint8)] * 2
@@ -76,7 +98,9 @@ def _numba_arguments(volume, origins, directions, near, far, num_samples, seed, 
     return *arrays, *depths, num_samples, np.uint32(max(seed, 0)), seed >= 0, np.float32(stop), *maps, skipping
 
 
-_RAYS = "Tensor volume, Tensor origins, Tensor directions, float near, float far"
+# Rays are origins and directions (b, r, 3), or where there is a width, world_to_camera (b, v, 3, 4) and intrinsics
+# (b, v, 3, 3) of v pictures. Maps are those of `empty_space`.
+_RAYS = "Tensor volume, Tensor origins, Tensor directions, float near, float far, int height, int width"
 _HOW = "int num_samples, int seed, float stop, Tensor? solid, Tensor? close"
 torch.library.define("vader::render_forward", f"({_RAYS}, {_HOW}) -> (Tensor, Tensor, Tensor)")
 torch.library.define(
@@ -87,31 +111,37 @@ torch.library.define(
 render_forward, render_backward = torch.ops.vader.render_forward, torch.ops.vader.render_backward
 
 
-def _results(volume: Tensor, rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _results(volume: Tensor, origins: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for colour (b, r, 3), occupancy and depth (b, r)."""
-    shape = rays.shape[:2]
-    return tuple(volume.new_empty(*shape, *more, dtype=torch.float32) for more in ((3,), (), ()))
+    b, r = origins.shape[:2]
+    r *= height * width if width else 1
+    return tuple(volume.new_empty(b, r, *more, dtype=torch.float32) for more in ((3,), (), ()))
 
 
 @torch.library.impl("vader::render_forward", "cpu")
-def _(volume, origins, directions, *options):
+def _(volume, origins, directions, near, far, height, width, *options):
     from . import cpu
 
-    results = _results(volume, origins)
-    arguments = _numba_arguments(volume, origins, directions, *options)
+    results = _results(volume, origins, height, width)
+    arguments = _numba_arguments(volume, origins, directions, near, far, height, width, *options)
     with _NUMBA_LOOP:
         _numba_threads()
         cpu.forward(*arguments, *(x.numpy() for x in results))
     return results
 
 
+def _cuda_rays(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    return origins.detach().float().contiguous(), directions.detach().float().contiguous()
+
+
 @torch.library.impl("vader::render_forward", "cuda")
-def _(volume, origins, directions, near, far, num_samples, seed, stop, solid, close):
+def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close):
     from . import cuda
 
-    rays = [x.float().contiguous() for x in (origins, directions, *clip_to_cube(origins, directions, near, far))]
-    out = cuda.forward(_channels_last(volume), *rays, num_samples, seed, stop)
-    return out[..., :3].contiguous(), out[..., 3].contiguous(), out[..., 4].contiguous()
+    results = _results(volume, origins, height, width)
+    options = (near, far, height, width, num_samples, seed, stop)
+    cuda.forward(_channels_last(volume), _cuda_rays(origins, directions), solid, results, options)
+    return results
 
 
 @torch.library.impl("vader::render_backward", "cpu")
@@ -135,14 +165,12 @@ def _(volume, origins, directions, *options_and_results):
 
 
 @torch.library.impl("vader::render_backward", "cuda")
-def _(volume, origins, directions, near, far, num_samples, seed, stop, solid, close, *results):
+def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, *results):
     from . import cuda
 
-    rays = [x.float().contiguous() for x in (origins, directions, *clip_to_cube(origins, directions, near, far))]
-    out, above = results[:3], results[3:]
-    above = [torch.zeros_like(x) if g is None else g for x, g in zip(out, above, strict=True)]
-    joined = [torch.cat([c, o[..., None], d[..., None], d[..., None]], -1) for c, o, d in (out, above)]
-    return _volume_gradient(cuda.backward(_channels_last(volume), *rays, num_samples, seed, stop, *joined), volume)
+    options = (near, far, height, width, num_samples, seed, stop)
+    rays, values = _cuda_rays(origins, directions), _channels_last(volume)
+    return _volume_gradient(cuda.backward(values, rays, solid, results[:3], results[3:], options), volume)
 
 
 def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
@@ -153,8 +181,8 @@ def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("vader::render_forward")
-def _(volume, origins, *options):
-    return _results(volume, origins)
+def _(volume, origins, directions, near, far, height, width, *options):
+    return _results(volume, origins, height, width)
 
 
 @torch.library.register_fake("vader::render_backward")
@@ -169,8 +197,8 @@ class _Render(torch.autograd.Function):
     @staticmethod
     def forward(ctx, volume, *options):
         results = render_forward(volume, *options)
-        ctx.numbers = options[2:7]
-        ctx.save_for_backward(volume, *options[:2], *options[7:], *results)
+        ctx.numbers = options[2:9]
+        ctx.save_for_backward(volume, *options[:2], *options[9:], *results)
         ctx.set_materialize_grads(False)
         return results
 
@@ -179,12 +207,20 @@ class _Render(torch.autograd.Function):
     def backward(ctx, *above):
         volume, origins, directions, solid, close, *results = ctx.saved_tensors
         grad = render_backward(volume, origins, directions, *ctx.numbers, solid, close, *results, *above)
-        return grad, *[None] * 9
+        return grad, *[None] * 11
 
 
-def empty_space(volume: Tensor, threshold: float, num_samples: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """`occupancy.empty_space` of a CPU volume for rays of so many samples; None twice where little of it is empty."""
-    from . import cpu, occupancy
+def empty_space(volume: Tensor, threshold: float, num_samples: int) -> tuple[Tensor | None, Tensor | None]:
+    """What rays of so many samples may jump over in a volume (`occupancy.empty_space`; on CUDA `cuda.empty_bricks`).
+
+    None twice where little of it is empty; on CUDA nothing is read back, so there the map is always taken.
+    """
+    if volume.device.type == "cuda":
+        from . import cuda
+
+        return cuda.empty_bricks(_channels_last(volume), threshold), None
+    from . import cpu
+    from .kernels import occupancy
 
     b, _, *sizes = volume.shape
     blocks = [-(-(size - 1) // occupancy.CELL) for size in sizes]
@@ -207,14 +243,18 @@ def render_rays_fused(
     far: float = float("inf"),
     skip_empty: bool = False,
     rectified: bool = False,
+    image: tuple[int, int] = (0, 0),
 ) -> Rendering:
     """`reference.render_rays_reference` in one pass; arguments and result as there.
 
     Gradients flow to `volume` (float32, bfloat16 or float16; float32 inside) alone. On the CPU they are the same bits
     for the same number of threads, on CUDA up to the order of a sum. `skip_empty` and `rectified` as in `render_rays`.
+    With an `image` (height, width) the rays are those of cameras: `origins` holds world_to_camera (b, v, 3, 4) and
+    `directions` the intrinsics (b, v, 3, 3).
 
     Raises:
-        RenderingError: no kernel for this device or dtype, rays that ask for a gradient, skipping with one.
+        RenderingError: no kernel for this device or dtype, rays that ask for a gradient, skipping with one, a volume
+            of more voxels than the kernels count.
     """
     check_bounds(near, far)
     backend = fused_backend(volume.device)
@@ -222,6 +262,8 @@ def render_rays_fused(
         raise RenderingError(f"no fused renderer for {volume.device.type}: numba (CPU) or triton (CUDA) is needed")
     if volume.dtype not in DTYPES:
         raise RenderingError(f"volume is {volume.dtype}, expected one of {DTYPES} for the fused renderer")
+    if volume[0:1, 0].numel() > MOST_VOXELS:
+        raise RenderingError(f"volume has {volume[0, 0].numel():,} voxels, expected at most {MOST_VOXELS:,} an object")
     if torch.is_grad_enabled() and (origins.requires_grad or directions.requires_grad):
         raise RenderingError("the fused renderer has no gradient for rays: take backend='reference'")
     learning = torch.is_grad_enabled() and volume.requires_grad
@@ -229,9 +271,8 @@ def render_rays_fused(
         raise RenderingError("skip_empty leaves out samples that a gradient needs: render under torch.no_grad()")
     seed = -1 if stratified_seed is None else stratified_seed & 0xFFFFFFFF
     solid = close = None
-    if (skip_empty or rectified) and backend == "numba" and not torch.compiler.is_compiling():
-        solid, close = empty_space(volume, 0.0 if learning else stop / DIAGONAL, num_samples)
-    colour, occupancy, depth = _Render.apply(
-        volume, origins, directions, near, far, num_samples, seed, stop, solid, close
-    )
+    if (skip_empty or rectified) and not torch.compiler.is_compiling():
+        solid, close = empty_space(volume.detach(), 0.0 if learning else stop / DIAGONAL, num_samples)
+    rays = (origins, directions, near, far, *image)
+    colour, occupancy, depth = _Render.apply(volume, *rays, num_samples, seed, stop, solid, close)
     return Rendering(colour, occupancy, depth, backend)

@@ -49,16 +49,19 @@ def check_shapes(volume: Tensor, origins: Tensor, directions: Tensor, num_sample
 
 def check_values(volume: Tensor, origins: Tensor, directions: Tensor) -> None:
     """Raise `RenderingError` on anything not finite, negative density, or directions that are not unit."""
-    if not (torch.isfinite(origins).all() and torch.isfinite(directions).all()):
+    # everything is asked at once, since an answer from a GPU waits for all that it is still doing
+    length, density = directions.norm(dim=-1), volume[:, 0]
+    asked = [origins.isfinite().all() & directions.isfinite().all(), ((length - 1).abs() < 1e-3).all()]
+    finite_rays, unit, finite, positive = torch.stack([*asked, volume.isfinite().all(), ~(density < 0).any()]).tolist()
+    if not finite_rays:
         raise RenderingError("a ray has a NaN or infinite origin or direction, expected finite numbers")
-    length = directions.norm(dim=-1)
-    if not ((length - 1).abs() < 1e-3).all():
+    if not unit:
         worst = length.flatten()[(length - 1).abs().argmax()].item()
         raise RenderingError(f"a ray direction has length {worst:.4g}, expected unit length")
-    if not torch.isfinite(volume).all():
+    if not finite:
         raise RenderingError("volume has a NaN or infinite value, expected finite density and colour")
-    if (volume[:, 0] < 0).any():
-        raise RenderingError(f"density reaches {volume[:, 0].min().item():.3g}, expected none below 0")
+    if not positive:
+        raise RenderingError(f"density reaches {density.min().item():.3g}, expected none below 0")
 
 
 def check_bounds(near: float, far: float) -> None:

@@ -70,6 +70,36 @@ def render_rays(
     raise RenderingError(f"backend is {backend!r}, expected 'auto', 'reference' or 'fused'")
 
 
+def render_images(
+    volume: Tensor,
+    cameras: Cameras,
+    num_samples: int,
+    *,
+    stratified_seed: int | None = None,
+    rectified: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour (b, v, h, w, 3), occupancy and depth (b, v, h, w) of volumes (b, 1 + 3, d, h, w) in training.
+
+    cameras: v of each object, one object after the other. Nothing is checked, nothing read back; where there is a
+    CUDA kernel it makes the rays as well. `stratified_seed` and `rectified` as in `render_rays`.
+
+    Raises:
+        RenderingError: cameras that do not divide among the volumes, or a shape without a picture.
+    """
+    b, height, width = len(volume), cameras.height, cameras.width
+    if b == 0 or len(cameras) % b:
+        raise RenderingError(f"{len(cameras)} cameras for {b} volumes, expected as many for each")
+    options = {"stratified_seed": stratified_seed, "rectified": rectified}
+    if fused_backend(volume.device) == "triton" and volume.dtype in DTYPES:
+        check_shapes(volume, torch.empty(b, 1, 3), torch.empty(b, 1, 3), num_samples)
+        places, lenses = (x.unflatten(0, (b, -1)) for x in (cameras.world_to_camera, cameras.intrinsics))
+        rendering = render_rays_fused(volume, places, lenses, num_samples, image=(height, width), **options)
+    else:
+        origins, directions = (x.view(b, -1, 3) for x in cameras.rays())
+        rendering = render_rays(volume, origins, directions, num_samples, check=False, **options)
+    return rendering.images(height, width)
+
+
 def normal_volume(density: Tensor) -> Tensor:
     """Unit surface normals -grad(sigma) / |grad(sigma)| (b, 3, d, h, w) in world axes (x, y, z); 0 where flat."""
     gradients = torch.gradient(density, dim=(3, 2, 1))  # x, y, z
