@@ -7,8 +7,10 @@ unusually high are removed".
 Loss. Eq. 2's error |O - O_hat|, summed over the pixels of a view, divided by the length of the masks' outlines in the
 mean view, in pixels. A good fit errs by part of a pixel along the outline, whatever the object's size, and a thin
 object has more outline than a thick one: so divided, losses of all objects can be compared. An object's loss is the
-mean of the quarter of its views that fit worst, since masks of a bad object need not all be bad; its worst view alone
-is judged as well, more leniently.
+mean of the quarter of its views that fit worst, since masks of a bad object need not all be bad.
+
+Gap. One bad mask among many good ones hardly moves that mean, but its error stands apart. So the views' errors, each
+over its own outline, are sorted, and the largest step from one to the next among the worst quarter is judged, too.
 
 Rule. An object is out where a loss exceeds median + k * spread over all objects. The spread is the distance of the
 median from the losses' lower quartile, divided by 0.6745, as a normal distribution's is. Bad objects lie above, so they
@@ -35,8 +37,9 @@ from ..settings.autodecoder import AutodecoderConfig, MaskFilterConfig
 from .decoder import Decoder
 from .embedding import DenseEmbedding
 
+LEAST_OUTLINE = 0.5  # of the mean view's, by which a view's error is divided at least: a mask may be empty
 QUARTILE = 0.6745  # standard deviations from the median to the quartile of a normal distribution
-LOSSES = {"loss": ("spreads", "bounds"), "worst_view": ("worst_spreads", "worst_bounds")}  # and their settings
+LOSSES = {"loss": ("spreads", "bounds"), "gap": ("gap_spreads", "gap_bounds")}  # and their settings
 
 
 class Masked(Protocol):
@@ -49,7 +52,7 @@ class Masked(Protocol):
 
 @dataclass(frozen=True)
 class MaskJudgement:
-    """What the filter found. losses: by key, "loss" and "worst_view" of each object, in pixels of outline; thresholds:
+    """What the filter found. losses: by key, "loss" and "gap" of each object, in pixels of outline; thresholds:
     of the two; dropped: by key, why. An object whose masks are all empty is dropped and has no losses."""
 
     losses: dict[str, dict[str, float]]
@@ -132,10 +135,9 @@ class Target:
     origins: Tensor
     directions: Tensor
 
-    def outline(self) -> float:
-        """Length of the outlines of the mean view, in pixels: an edge from 0 to 1 counts 1."""
-        m = self.masks
-        return sum((m.diff(dim=axis).abs().sum() for axis in (1, 2)), m.new_zeros(())).item() / len(m)
+    def outlines(self) -> Tensor:
+        """Length of the outlines in each view (v,), in pixels: an edge from 0 to 1 counts 1."""
+        return sum(self.masks.diff(dim=axis).abs().sum(dim=(1, 2)) for axis in (1, 2))
 
 
 def _targets(
@@ -147,7 +149,7 @@ def _targets(
             raise DataError(f"object {item.key!r} is there twice, expected each once")
         seen.add(item.key)
         target = _target(item, settings, device)
-        if target.outline() == 0:
+        if target.outlines().sum() == 0:
             empty.append(item.key)
             progress.update()
         else:
@@ -248,8 +250,11 @@ def _draw(group: list[Target], rays: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _losses(target: Target, volume: Tensor, settings: MaskFilterConfig) -> dict[str, float]:
-    """Errors per pixel of outline: of the views that fit worst, and of the worst one."""
+    """Error per pixel of outline of the views that fit worst, and how far they stand apart from the others."""
     rendering = render_rays(volume, target.origins[None], target.directions[None], 2 * settings.resolution, check=False)
-    error = (rendering.occupancy.view(target.masks.shape) - target.masks).abs().sum(dim=(1, 2)) / target.outline()
-    worst = error.sort(descending=True).values[: math.ceil(settings.worst_share * len(error))]
-    return {"loss": worst.mean().item(), "worst_view": worst[0].item()}
+    error = (rendering.occupancy.view(target.masks.shape) - target.masks).abs().sum(dim=(1, 2))
+    outlines, count = target.outlines(), math.ceil(settings.worst_share * len(error))
+    loss = error.sort(descending=True).values[:count].mean() / outlines.mean()
+    own = (error / outlines.clamp(min=LEAST_OUTLINE * outlines.mean())).sort(descending=True).values
+    steps = (own[:-1] - own[1:])[:count]
+    return {"loss": loss.item(), "gap": steps.max().item() if len(steps) else 0.0}

@@ -178,11 +178,11 @@ class MaskFilterConfig:
     rays: int = 1024  # of each object in a step, drawn from all pixels of all its views
     learning_rate: float = 2e-2  # falls to 0 linearly
     betas: tuple[float, float] = (0.5, 0.99)
-    worst_share: float = 0.25  # of the views, whose mean is the loss
-    spreads: float = 2.0  # k: an object is out beyond median + k spreads of the losses, between the bounds
-    bounds: tuple[float, float] = (0.75, 1.2)  # an object below the first is never out, above the second always
-    worst_spreads: float = 2.5  # the same for the loss of its worst view
-    worst_bounds: tuple[float, float] = (1.0, 2.0)
+    worst_share: float = 0.25  # of the views, whose mean is the loss, and above which gaps are looked for
+    spreads: float = 1.5  # k: an object is out beyond median + k spreads of the losses, between the bounds
+    bounds: tuple[float, float] = (0.8, 1.0)  # an object below the first is never out, above the second always
+    gap_spreads: float = 4.0  # the same for the gap between views that fit and views that do not
+    gap_bounds: tuple[float, float] = (0.45, 0.5)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -190,9 +190,9 @@ class MaskFilterConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}, expected a positive rate")
         require(0 < self.worst_share <= 1, f"worst_share is {self.worst_share:g}, expected in (0, 1]")
-        for name in ("spreads", "worst_spreads"):
+        for name in ("spreads", "gap_spreads"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
-        for name in ("bounds", "worst_bounds"):
+        for name in ("bounds", "gap_bounds"):
             low, high = getattr(self, name)
             require(0 <= low <= high, f"{name} are {low:g} and {high:g}, expected two losses, the lower one first")
 
