@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..autodecoder.mask_filter import mask_judge
 from ..data import READERS, load_set, prepare
 from ..data.formats import FORMATS
 from ..data.formats.sweethome3d import read_catalogues
 from ..data.hull_check import check_set, lines, placed_lines
 from ..data.pipeline import pack_set
+from ..data.preparation.detection import detector
 from ..data.prepared import EMBEDDED, SequenceSet
 from ..data.reading.passes import said_of
+from ..data.sets import mvimgnet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
@@ -90,7 +94,17 @@ def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet
     from_files = given.source is not None and given.name in DOWNLOADED  # whose counts are what is asked for, at most
     require(not given.strict or from_files, "--strict is for a folder of files: with --name, or with --source of a set")
     options |= {"strict": True} if given.strict else {}
+    options |= _filters(given, from_files)
     return prepare((experiment if from_files else experiment_named)(given.profile, given.name).data, **options)
+
+
+def _filters(given: argparse.Namespace, from_files: bool) -> dict[str, Any]:
+    """MVImgNet's filters of C.1: masks that fit no shape, and, if a detector is named, objects that it does not find."""
+    filtered = from_files and given.name == mvimgnet.NAME
+    for option, value in (("detector", given.detector), ("keep-misfits", given.keep_misfits)):
+        require(filtered or not value, f"--{option} is a filter of {mvimgnet.NAME}, with --source")
+    judge = {} if given.keep_misfits or not filtered else {"mask_judge": mask_judge}
+    return judge | ({"detector": detector(given.detector)} if given.detector else {})
 
 
 def _check(data: SequenceSet, picture: Path | None) -> None:
@@ -125,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="laptop", help="whose counts and resolution to use (default: laptop)")
     parser.add_argument(
         "--source",
-        help="furniture: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); celebv_text: folder; "
-        "people_bodies: folder of motion clips",
+        help="furniture and household: folder of catalogues, a catalogue (.sh3f) or the Debian package (.deb); sets to "
+        "download: their folder, see the data cards; people_bodies: folder of motion clips",
     )
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
@@ -135,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", metavar="I/K", help="of K parts write the I-th alone, e.g. 3/64")
     parser.add_argument("--join", action="store_true", help="make the parts a set, without looking at pixels again")
     parser.add_argument("--strict", action="store_true", help="own data: an object that cannot be used is an error")
+    parser.add_argument(
+        "--detector",
+        metavar="MODEL",
+        help="mvimgnet: leave out what this Grounding DINO, a folder or a name, never finds",
+    )
+    parser.add_argument("--keep-misfits", action="store_true", help="mvimgnet: keep objects whose masks fit no shape")
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")
     parser.add_argument(
         "--attribution", metavar="FILE", type=Path, help="furniture: list its models with their licences"

@@ -20,11 +20,12 @@ from vader.data.describe import caption
 from vader.data.formats import sweethome3d
 from vader.data.formats.sweethome3d import CatalogueNotFound, Model, read_catalogues
 from vader.data.formats.wavefront import Part
+from vader.data.meshes import families
 from vader.data.meshes import render as mesh_render
+from vader.data.meshes.families import Survey, filtered, group_models, near_copies, stem, surface_points, survey
 from vader.data.prepared import data_digest
 from vader.data.sets import household
 from vader.data.sets.household import LARGEST_HELDOUT, list_jobs, sources, split_models
-from vader.data.meshes.families import Survey, filtered, group_models, near_copies, stem, surface_points, survey
 from vader.settings.checks import ConfigError
 from vader.settings.experiment import DataConfig
 from vader.settings.profiles import experiment
