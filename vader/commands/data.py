@@ -99,7 +99,7 @@ def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet
 
 
 def _filters(given: argparse.Namespace, from_files: bool) -> dict[str, Any]:
-    """MVImgNet's filters of C.1: masks that fit no shape, and, if a detector is named, objects that it does not find."""
+    """MVImgNet's filters of C.1: masks that fit no shape, and, with a detector, objects that it does not find."""
     filtered = from_files and given.name == mvimgnet.NAME
     for option, value in (("detector", given.detector), ("keep-misfits", given.keep_misfits)):
         require(filtered or not value, f"--{option} is a filter of {mvimgnet.NAME}, with --source")
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detector",
         metavar="MODEL",
-        help="mvimgnet: leave out what this Grounding DINO, a folder or a name, never finds",
+        help="mvimgnet: leave out what this Grounding DINO (folder or name) never finds",
     )
     parser.add_argument("--keep-misfits", action="store_true", help="mvimgnet: keep objects whose masks fit no shape")
     parser.add_argument("--sheet", metavar="PNG", help="also write a picture of the first view of every object")

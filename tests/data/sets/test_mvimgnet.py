@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from tests.data.formats.rendered import check_in_its_place, orbit, pictured
 from tests.data.formats.test_colmap import WORLD, poses, write_model
+from vader.autodecoder.mask_filter import judge
 from vader.commands import main as vader
 from vader.data import prepare
 from vader.data.prepared import DataError
@@ -102,7 +103,8 @@ def prepared(source, tmp_path_factory):
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setenv("VADER_DATA", str(tmp_path_factory.mktemp("data")))
-        assert vader(["data", "mvimgnet", "--profile", "smoke", "--workers", "1", "--source", str(source)]) == 0
+        command = ["data", "mvimgnet", "--profile", "smoke", "--workers", "1", "--source", str(source)]
+        assert vader([*command, "--keep-misfits"]) == 0
         return prepare(CONFIG), said.getvalue(), experiment_named("smoke", "mvimgnet")
 
 
@@ -195,6 +197,22 @@ def test_a_judge_of_masks_drops_objects_by_its_rule(tmp_path, truth):
     assert report["dropped_objects"] == {"masks do not fit one shape": Verdict.dropped}
     assert report["mask_fit"]["rule"] == "more than median + 8 MAD" and report["mask_fit"]["threshold"] == 0.5
     assert report["rules"]["mask fit"] == "applied"
+
+
+def test_the_command_fits_masks_unless_told_to_keep_misfits(tmp_path, truth, monkeypatch, capsys):
+    from vader.commands import data as command
+
+    write_object(tmp_path / "mvi", "0-aaaa0001", truth[GOOD["0-aaaa0001"]])
+    write_object(tmp_path / "mvi", "203-cccc0001", truth[GOOD["203-cccc0001"]])
+    seen = []
+    monkeypatch.setattr(command, "mask_judge", lambda objects: seen.append(len(list(objects))) or judge({}))
+    asked = ["data", "mvimgnet", "--profile", "smoke", "--workers", "1", "--source", str(tmp_path / "mvi")]
+    assert vader([*asked, "--keep-misfits"]) == 0 and not seen
+    assert vader(asked) == 0 and seen == [2]
+    assert vader(["data", "procedural_chairs", "--keep-misfits"]) == 1
+    assert "--keep-misfits is a filter of mvimgnet" in capsys.readouterr().err
+    assert vader([*asked, "--detector", str(tmp_path / "nothing")]) == 1
+    assert "nothing" in capsys.readouterr().err
 
 
 def all_of_it(picture: np.ndarray) -> np.ndarray:
