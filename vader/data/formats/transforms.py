@@ -67,7 +67,7 @@ def read(scene: Scene, options: Options) -> Sequence:
         what = f"{file}: object {scene.key!r}: frames[{i}]"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise DataError(f"{what}: file_path is missing, expected a picture's path")
-        picture = picture_of(inside(scene.root, pictures, frame["file_path"], f"{what}: file_path"))
+        picture = picture_at(inside(scene.root, pictures, frame["file_path"], f"{what}: file_path"))
         mask = _mask(scene, frame, pictures, picture, what)
         try:
             if picture is None:
@@ -83,7 +83,7 @@ def read(scene: Scene, options: Options) -> Sequence:
     return assemble(scene, views, faults, options)
 
 
-def picture_of(path: Path) -> Path | None:
+def picture_at(path: Path) -> Path | None:
     """The file that a file_path means, with or without its suffix."""
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return path

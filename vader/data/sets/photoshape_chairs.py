@@ -145,6 +145,6 @@ def _first_picture(scene: Scene, folder: Path) -> bool:
     """Whether the first picture that an object names is in a folder. What is broken is said when it is read."""
     try:
         frames = read_json(scene.place / scene.files["file"], scene.key, ("frames",))["frames"]
-        return transforms.picture_of(folder / frames[0]["file_path"]) is not None
+        return transforms.picture_at(folder / frames[0]["file_path"]) is not None
     except (DataError, LookupError, TypeError):
         return False
