@@ -42,6 +42,7 @@ def test_a_folder_becomes_a_set_whose_settings_are_those_of_its_cameras(mugs):
     assert len(mugs.split("train")) == 4 and len(mugs.split("test")) == 1
     assert (mugs.train_views, mugs.heldout_views) == (7, 1) and mugs[0].images.shape == (VIEWS, 32, 32, 3)
     config = experiment_named("smoke", "mugs").data
+    assert experiment_named("smoke", "mugs").reconstruction.objects_per_step == 4
     assert config.field_of_view == pytest.approx(39.15, abs=0.1)  # 2 atan(32 / 90)
     distances = [s.cameras.centres().norm(dim=-1).median().item() for s in mugs]
     assert min(distances) - 0.01 <= config.camera_distance <= max(distances) + 0.01
@@ -107,3 +108,10 @@ def test_the_command_takes_captions_and_a_place_and_draws_a_check(folder, tmp_pa
     assert "keys are of no object, the first is 'mug7'" in capsys.readouterr().err
     assert vader(["data", "procedural_chairs", "--check", "a.png"]) == 1
     assert "--check is for a folder of your own data" in capsys.readouterr().err
+
+
+def test_a_set_of_few_objects_trains_on_those_it_has(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
+    shutil.copytree(folder / "mug0", tmp_path / "one" / "mug0")
+    prepare_folder(tmp_path / "one", "one", "smoke", workers=1)
+    assert experiment_named("smoke", "one").reconstruction.objects_per_step == 1

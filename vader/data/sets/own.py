@@ -152,7 +152,9 @@ def experiment_named(profile: str, name: str) -> Experiment:
         f"data set {name!r} was prepared at {sizes} pixels, profile {profile!r} has {pattern.data.resolution}; "
         f"prepare it with --profile {profile}",
     )
-    return dataclasses.replace(pattern, data=fitting[-1])
+    few = min(pattern.reconstruction.objects_per_step, fitting[-1].num_objects)
+    reconstruction = dataclasses.replace(pattern.reconstruction, objects_per_step=few)
+    return dataclasses.replace(pattern, data=fitting[-1], reconstruction=reconstruction)
 
 
 def _pattern(profile: str, videos: bool) -> Experiment:
