@@ -24,7 +24,7 @@ from vader.data.prepared import EMBEDDED, DataError
 from vader.data.sequence import Sequence, load_packed
 
 pytest.importorskip("pycolmap")
-VIEWS, SIDE = 16, 208
+VIEWS, SIDE = 16, 240
 OPTIONS = Options(resolution=64)
 
 

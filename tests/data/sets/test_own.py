@@ -50,6 +50,7 @@ def test_a_folder_becomes_a_set_whose_settings_are_those_of_its_cameras(mugs):
     assert len(mugs.split("train")) == 4 and len(mugs.split("test")) == 1
     assert (mugs.train_views, mugs.heldout_views) == (7, 1) and mugs[0].images.shape == (VIEWS, 32, 32, 3)
     config = experiment_named("smoke", "mugs").data
+    assert experiment_named("smoke", "mugs").reconstruction.objects_per_step == 4
     assert config.field_of_view == pytest.approx(39.15, abs=0.1)  # 2 atan(32 / 90)
     distances = [s.cameras.centres().norm(dim=-1).median().item() for s in mugs]
     assert min(distances) - 0.01 <= config.camera_distance <= max(distances) + 0.01
@@ -219,3 +220,10 @@ def test_one_unusable_object_among_posed_ones_is_left_out(folder, tmp_path, caps
     data = prepare(experiment_named("smoke", "flawed").data)
     assert len(data) == 4 and (data.train_views, data.heldout_views) == (6, 1)
     assert vader([*command, "--strict"]) == 1
+
+
+def test_a_set_of_few_objects_trains_on_those_it_has(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
+    shutil.copytree(folder / "mug0", tmp_path / "one" / "mug0")
+    prepare_folder(tmp_path / "one", "one", "smoke", workers=1)
+    assert experiment_named("smoke", "one").reconstruction.objects_per_step == 1

@@ -21,7 +21,7 @@ FEATURES = 8192  # of a picture, at most
 SMALLEST = 3  # images of a model
 FOCAL_FACTOR = 1.2  # first guess of the focal length, in lengths of the picture's longer side
 CAMERA = "SIMPLE_RADIAL"  # one focal length, one term of distortion
-ERROR = 2  # of COLMAP's log, this and worse is shown
+FATAL = 3  # of COLMAP's log nothing milder is shown: that no model was found is in the result
 
 
 def load() -> ModuleType:
@@ -33,7 +33,7 @@ def load() -> ModuleType:
             "photographs without cameras need pycolmap, which the extra 'photographs' installs: "
             "pip install 'vader[photographs]'"
         ) from error
-    pycolmap.logging.minloglevel = ERROR
+    pycolmap.logging.minloglevel = FATAL
     return pycolmap
 
 
