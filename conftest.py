@@ -57,10 +57,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_begins_late)
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say whether the tests that need a browser ran, since a skip among thousands of dots is not seen."""
+    told = {
+        outcome: [one for one in terminalreporter.getreports(outcome) if "browser" in getattr(one, "keywords", ())]
+        for outcome in ("passed", "failed", "error", "skipped")
+    }
+    ran, skipped = sum(map(len, told.values())) - len(told["skipped"]), told["skipped"]
+    if ran or skipped:
+        reasons = sorted({str(one.longrepr[2] if isinstance(one.longrepr, tuple) else one.longrepr) for one in skipped})
+        line = f"browser tests: {ran} ran in Chromium, {len(skipped)} were skipped"
+        terminalreporter.write_line(": ".join([line, *["; ".join(reasons)][: bool(reasons)]]))
 
 
 def _begins_late(item: pytest.Item) -> int:

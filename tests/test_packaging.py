@@ -131,6 +131,24 @@ def test_folders_are_tested_by_a_worker_a_core_and_files_in_this_process(
     assert plugin.pytest_xdist_auto_num_workers(SimpleNamespace(args=arguments)) == workers
 
 
+def test_it_is_said_whether_the_tests_in_a_browser_ran(pytestconfig):
+    plugin, said = pytestconfig.pluginmanager.getplugin(str(ROOT / "conftest.py")), []
+
+    def summary(**outcomes) -> list[str]:
+        said.clear()
+        reporter = SimpleNamespace(getreports=lambda name: outcomes.get(name, []), write_line=said.append)
+        plugin.pytest_terminal_summary(reporter)
+        return list(said)
+
+    one, other = SimpleNamespace(keywords={"browser": 1}), SimpleNamespace(keywords={"gpu": 1})
+    absent = SimpleNamespace(keywords={"browser": 1}, longrepr=("f", 1, "Skipped: no Chromium found"))
+    assert summary(passed=[other], skipped=[other]) == []
+    assert summary(passed=[one, other], failed=[one]) == ["browser tests: 2 ran in Chromium, 0 were skipped"]
+    assert summary(skipped=[absent, absent]) == [
+        "browser tests: 0 ran in Chromium, 2 were skipped: Skipped: no Chromium found"
+    ]
+
+
 HEAVY = (
     "pytorch3d",
     "torch_fidelity",

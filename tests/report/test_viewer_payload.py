@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vader.rendering.render import render_views
 from vader.report.viewer import ViewerError, restore, volume_payload
 from vader.report.viewer.page import cameras_at
-from vader.report.viewer.payload import FLOOR, HIGHEST, density_scale, touched
+from vader.report.viewer.payload import COARSER, FLOOR, HIGHEST, density_scale, touched
 
 from .viewing import haze, psnr, scene
 
@@ -106,3 +106,20 @@ def broken(channel: int, value: float) -> torch.Tensor:
 def test_a_volume_that_cannot_be_shown_is_refused_by_name(volume, words):
     with pytest.raises(ViewerError, match=f"object 'the chair': .*{words}"):
         volume_payload(volume, "the chair")
+
+
+def test_a_payload_that_is_too_large_takes_coarser_steps_and_looks_the_same():
+    generator = torch.Generator().manual_seed(0)
+    volume = scene(32)
+    volume[1:] = (volume[1:] + 0.02 * torch.randn(volume[1:].shape, generator=generator)).clamp(0, 1)
+    volume[0] *= 1 + 0.2 * torch.rand(volume[0].shape, generator=generator)
+    fine = volume_payload(volume)
+    assert volume_payload(volume, most=len(fine.data)) == fine
+    sizes, views = [], render_views(volume[None], cameras_at(POSES, 4.0, 36.0, 96), 64, normals=False)["colour"]
+    for most in (len(fine.data) - 1, len(fine.data) * 6 // 10, 1):
+        small = volume_payload(volume, most=most)
+        sizes.append(len(small.data))
+        seen = render_views(restore(small)[None], cameras_at(POSES, 4.0, 36.0, 96), 64, normals=False)["colour"]
+        assert psnr(seen, views) > 45
+        assert torch.equal(restore(small)[0] > 0, restore(fine)[0] > 0), "what is there stays there"
+    assert len(fine.data) > sizes[0] > sizes[1] > sizes[2] and len(COARSER) == 4

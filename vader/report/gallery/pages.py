@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _row(hall: Hall, row: Row, files: list[tuple[str, bytes | str]]) -> dict[str
         stem = f"{folder}/{row.key}-{number}"
         told = _work(work, stem, files, keep_film=not row.slider)
         if work.exhibit is not None:
-            payload = volume_payload(work.exhibit.volume, work.exhibit.name)
+            payload = volume_payload(work.exhibit.volume, work.exhibit.name, _most(work.exhibit.volume.shape[-1]))
             script = payload_script(f"{stem}.js", payload)
             files += [(f"{stem}.js", script), (f"{stem}-still.webp", still(work.exhibit))]
             place = Beside(f"{stem}-still.webp", f"{stem}.js", round(len(script) / 1000, 1))
@@ -107,9 +108,12 @@ def _row(hall: Hall, row: Row, files: list[tuple[str, bytes | str]]) -> dict[str
     }
 
 
-def _with_mesh(work: Work, mesh: str | None) -> Any:
-    from dataclasses import replace
+def _most(resolution: int) -> int:
+    """Bytes that a volume may take: 25 KB in base64 at 32^3."""
+    return round(18_000 * max(1.0, (resolution / 32) ** 3))
 
+
+def _with_mesh(work: Work, mesh: str | None) -> Any:
     return replace(work.exhibit, glb=mesh)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...generation.export import require_mesh_packages
-from ...store.files import write_file, write_json
+from ...store.files import write_json
 from ..ledger.links import renew_pages
 from . import objects, videos
 from .contents import GalleryError, Hall
@@ -110,5 +110,5 @@ def _entry(hall: Hall, told: dict[str, Any]) -> dict[str, Any]:
 def _put(file: Path, content: bytes | str) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode("utf-8") if isinstance(content, str) else content
-    write_file(file, content)
+    file.write_bytes(content)  # the folder takes its name when all of it is there
     return len(content)
