@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -196,3 +197,15 @@ def test_one_unusable_object_among_posed_ones_is_left_out(folder, tmp_path, caps
     data = prepare(experiment_named("smoke", "flawed").data)
     assert len(data) == 4 and (data.train_views, data.heldout_views) == (6, 1)
     assert vader([*command, "--strict"]) == 1
+
+
+def test_an_archive_is_read_as_its_folder_is_and_one_that_leads_out_is_refused(folder, mugs, tmp_path, capsys):
+    shutil.make_archive(str(tmp_path / "mugs"), "zip", folder)
+    assert prepare_folder(tmp_path / "mugs.zip", "mugs", "smoke", workers=1).folder == mugs.folder
+    for name in ("../evil.png", "a/../../evil.png"):
+        with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+            archive.writestr("a/rgb/0.png", b"x")
+            archive.writestr(name, b"x")
+        assert vader(["data", str(tmp_path / "evil.zip"), "--name", "evil", "--profile", "smoke"]) == 1
+        assert f"evil.zip: member '{name}' leads out of the archive" in capsys.readouterr().err
+    assert not list(mugs.folder.parent.glob("*evil*")) and not (tmp_path / "evil.png").exists()

@@ -29,6 +29,7 @@ from ...settings.profiles import experiment
 from ...settings.videos import VIDEO_DATA
 from ..formats import Options, Scene, detect, read, walk
 from ..formats.models import read_with_mesh
+from ..formats.shared.archives import is_archive, unpacked
 from ..meshes.render import LIGHT_RIG
 from ..prepared import DataError, SequenceSet, data_root, load_prepared, read_json
 from ..sequence import PACKED, SEQUENCES, Sequence, object_cameras
@@ -63,18 +64,22 @@ def prepare_folder(
     root: Path | None = None,
     **sharing: Any,
 ) -> SequenceSet | ShardedSet | PartOfSet:
-    """Read a folder of objects, or load what was prepared from the same files before.
+    """Read a folder of objects, or an archive of them, or load what was prepared from the same files before.
 
     format: one of `formats.FORMATS`, by default found out by looking. sharing: `objects_per_shard`, `part` and
     `strict`, as `streaming.streamed.prepare_listed` has them. Raises ConfigError for a name that cannot be one or is a
     built-in set's, and DataError for a folder or an object that cannot be used, naming file, object and field.
     """
     _check_name(name)
-    folder = Path(folder)
+    folder, place = Path(folder), root or data_root()
+    if is_archive(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        with unpacked(folder, place) as content:
+            return prepare_folder(content, name, profile, format, workers, root, **sharing)
     format = format or detect(folder)[0]
     base = dataclasses.replace(_pattern(profile, format == "videos").data, name=name)
     workers = torch.get_num_threads() if workers is None else workers
-    with Listing(walk(folder, format), folder, root or data_root(), lambda n: min(HELDOUT, n // 5)) as listing:
+    with Listing(walk(folder, format), folder, place, lambda n: min(HELDOUT, n // 5)) as listing:
         config, options = _settings(base, listing, format, sharing.get("strict", False))
         sources, kind = {"format": format}, VIDEOS if format == "videos" else SEQUENCES
         if format == "models":
