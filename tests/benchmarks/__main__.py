@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, full_size, shards, training, chamfer, features; all that use the device
-unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection is only
-printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their
-contests are left out and the report says so.
+runs the parts (renderer, sampler, stage1, full_size, shards, preparation, training, chamfer, features; all that use
+the device unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection
+is only printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines,
+their contests are left out and the report says so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vader.store.provenance import device_name, environment
 from vader.store.runs import utc_now
 from vader.training import select_device
 
-from . import chamfer, features, full_size, renderer, sampler, shards, stage1, training
+from . import chamfer, features, full_size, preparation, renderer, sampler, shards, stage1, training
 from .contest import Quantity
 
 Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
@@ -60,9 +60,13 @@ def run_full_size(device: torch.device) -> Part:
     return [], full_size.measure(device), {}
 
 
-# The three that follow use no GPU, and are left out of the report of one.
+# Those that follow, but the last, use no GPU, and are left out of the report of one.
 def run_shards(device: torch.device) -> Part:
     return [], shards.startup(), {}
+
+
+def run_preparation(device: torch.device) -> Part:
+    return [], preparation.growth(), {}
 
 
 def run_training(device: torch.device) -> Part:
@@ -84,11 +88,12 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "stage1": (run_stage1, ()),
     "full_size": (run_full_size, ()),
     "shards": (run_shards, ("webdataset",)),
+    "preparation": (run_preparation, ("webdataset",)),
     "training": (run_training, ()),
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }
-CPU_ONLY = ("shards", "training", "chamfer")
+CPU_ONLY = ("shards", "preparation", "training", "chamfer")
 
 
 def plot(curves: dict[str, dict[str, list[tuple[float, float]]]], title: str):

@@ -2,7 +2,8 @@
 workers against one.
 
 The objects are small ones in SRN's layout (8 views of 16^2), copies of 16 different ones with a pixel of their own.
-Each preparation is a process of its own, as `vader data FOLDER --name tiny --objects-per-shard 100` starts it.
+Each preparation is a process of its own, and does what `vader data FOLDER --name tiny --objects-per-shard 100` does but
+for finding the objects' place in the world.
 """
 
 from __future__ import annotations
@@ -16,21 +17,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vader.data import Sequence
+from vader.data.formats import Options, Placing, Scene, read, walk
 from vader.data.meshes.raycast import render
+from vader.data.prepared import data_root
+from vader.data.streaming.listing import Listing
+from vader.data.streaming.streamed import prepare_listed
 from vader.data.synthetic.factors import draw
 from vader.data.synthetic.shapes import build
 from vader.rendering.cameras import Cameras, look_at
+from vader.settings.experiment import DataConfig
 
 from .contest import Quantity
 
 VIEWS, SIDE, KINDS, PER_SHARD = 8, 16, 16, 100
-FOCAL = 0.8 * SIDE  # so small in its pictures that finding its place takes little of the time
+FOCAL = 0.8 * SIDE
 OBJECTS = (100, 1_000, 10_000)
 
 
@@ -71,6 +79,10 @@ def _write_object(folder: Path, kind: int) -> None:
         (folder / "pose" / f"{v:06d}.txt").write_text(" ".join(f"{x:.9f}" for x in to_world.ravel()))
 
 
+def read_placed(options: Options, scene: Scene) -> tuple[Sequence, None]:
+    return read(scene, options), None
+
+
 def measured(folder: Path, workers: int, per_shard: int = PER_SHARD) -> dict[str, float]:
     """Seconds of a preparation, start and all, and the peak memory of the main process and of a worker."""
     with tempfile.TemporaryDirectory() as root:
@@ -84,7 +96,7 @@ def measured(folder: Path, workers: int, per_shard: int = PER_SHARD) -> dict[str
 def growth(objects: tuple[int, ...] = OBJECTS, repeats: int = 3) -> list[Quantity]:
     """Memory by number of objects; and how much faster two workers are than one, side by side, for the most objects
     but the last."""
-    quantities = []
+    quantities: list[Quantity] = []
     with tempfile.TemporaryDirectory() as place:
         first, folder = 0, Path(place) / "tiny"
         for count in objects:
@@ -110,10 +122,13 @@ def _scaling(folder: Path, work: str, repeats: int) -> list[Quantity]:
 
 
 def _prepare(folder: Path, workers: int, per_shard: int) -> dict[str, float]:
-    from vader.data.sets.own import prepare_folder
-
+    """Prepare the objects, whose place in the world is known, as in data sets that say so."""
+    options = Options(resolution=SIDE, views=VIEWS, placing=Placing(centre=(0.0, 0.0, 0.0), scale=1.0))
+    config = DataConfig("tiny", train_views=VIEWS - 1, heldout_views=1, resolution=SIDE)
     start = time.perf_counter()
-    data = prepare_folder(folder, "tiny", "smoke", "srn", workers, objects_per_shard=per_shard)
+    with Listing(walk(folder, "srn"), folder, data_root(), lambda count: 8) as listing:
+        read = partial(read_placed, options)
+        data = prepare_listed(config, {"tiny": {}}, listing, read, workers=workers, objects_per_shard=per_shard)
     seconds = time.perf_counter() - start
     own, workers_most = (resource.getrusage(which).ru_maxrss / 2**10
                          for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip

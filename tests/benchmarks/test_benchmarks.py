@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, full_size, renderer, sampler, shards, training
+from tests.benchmarks import contest, full_size, preparation, renderer, sampler, shards, training
 from tests.ranks import shared_experiment
 from tests.report.test_reports import faults_of_benchmark
 from vader.data import load_shards
@@ -85,6 +85,13 @@ def test_a_synthetic_sharded_set_is_written_and_read(tmp_path):
     if sys.platform == "linux":
         values = shards.opened(folder, steps=4)
         assert 0 < values["of which before opening, MiB"] <= values["peak resident MiB after reading"]
+
+
+def test_preparation_of_folders_is_measured(tmp_path):
+    pytest.importorskip("webdataset")
+    folder = preparation.write(tmp_path / "tiny", 6)
+    values = preparation.measured(folder, 1, per_shard=4)
+    assert values["objects per second"] > 0 and values["peak resident MiB, main process"] > 50
 
 
 def test_the_loop_has_a_share_of_the_time_and_views_a_ratio(monkeypatch):

@@ -54,6 +54,7 @@ def parts_of(folder: Path, obj: str, mtl: str | None = "newmtl m\nKd 0.5 0.25 0\
         "v 0 0 0 # origin\nv 1 0 0\nv 1 1 0 1.0\nv 0 1 0\n  f  1  2 3   4  \n",  # a fourth coordinate; blanks
         "v 0 0 0\r\nv 1 0 0\r\nv 1 1 0\r\nv 0 1 0\r\nf 1 2 3 4\r\n",  # DOS
         "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 \\\n3 4\n",  # continued
+        "v 0 0 0\r\nv 1 0 0\r\nv 1 1 0\r\nv 0 1 0\r\nf 1 2 \\\r\n3 4\r\n",  # both
         "g a b\no thing\ns off\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvn 0 0 1\nvp 0.1\nl 1 2\nf 1//1 2//1 3//1 4//1\n",
         "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf -4 -3 -2 -1\n",
         "\ufeff# by a program\nv 0 0 0\nv 1e0 0 0\nv 1. 1 -0\nv 0 1 0\nf 1/ 2/ 3/ 4/\n".replace("\ufeff", ""),
@@ -78,6 +79,7 @@ def test_geometry_as_programs_write_it(tmp_path, obj):
         (r"map_Kd textures\t.png", "textures/t.png"),
         (r"map_Kd .\Textures\T.PNG", "textures/t.png"),
         ("map_Kd ./deeper/../t.png", "t.png"),
+        ("map_Kd hölzern.png", "hölzern.png"),
     ],
 )
 def test_texture_names_as_programs_write_them(tmp_path, line, name):
@@ -105,6 +107,32 @@ def test_several_libraries_in_a_line_and_one_with_blanks(tmp_path):
     assert part.colour.tolist() == [0, 0, 1]
     (part,), _ = parts_of(tmp_path / "2", f"mtllib my colours.mtl\n{SQUARE}{BOTH}", **files)
     assert part.colour.tolist() == [0, 1, 0]
+
+
+def test_a_byte_order_mark_hides_no_materials_and_one_number_is_a_grey(tmp_path):
+    text = f"\ufeffmtllib m.mtl\n{SQUARE}{BOTH}"
+    (part,), _ = parts_of(tmp_path, text, "\ufeffnewmtl m\nKd 0.3 # of all three\n")
+    assert part.colour.tolist() == [0.3, 0.3, 0.3]
+    (tmp_path / "m.mtl").write_bytes("newmtl h\xf6lzern\nKd 0.1 0.2 0.3\n".encode("latin-1"))
+    (tmp_path / "m.obj").write_bytes(f"mtllib m.mtl\n{SQUARE}usemtl h\xf6lzern\nf 1 2 3\n".encode("latin-1"))
+    assert read_parts(scan(tmp_path)[0])[0][0].colour.tolist() == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("kind", ["palette", "grey", "CMYK", "turned"])
+def test_textures_of_every_kind_have_their_colours(tmp_path, kind):
+    """A palette, grey levels and inks are colours; a turned photograph is mapped as it is shown."""
+    levels = np.array([[0, 255], [128, 64]], np.uint8)
+    rgb = Image.fromarray(np.repeat(levels[..., None], 3, 2))
+    expected, options = np.repeat(levels[..., None], 3, 2), {}
+    image = {"palette": rgb.quantize(4), "grey": rgb.convert("L"), "CMYK": rgb.convert("CMYK"), "turned": rgb}[kind]
+    if kind == "turned":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 6
+        expected = np.rot90(expected, 3)
+    tmp_path.joinpath("t.tif").touch()
+    image.save(tmp_path / "t.tif", **options)
+    (part,), missing = parts_of(tmp_path, f"mtllib m.mtl\n{SQUARE}{BOTH}", "newmtl m\nmap_Kd T.TIF\n")
+    assert missing == [] and np.abs(part.texture.astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize("scale", [1, 255])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -227,3 +228,15 @@ def test_a_set_of_few_objects_trains_on_those_it_has(folder, tmp_path, monkeypat
     shutil.copytree(folder / "mug0", tmp_path / "one" / "mug0")
     prepare_folder(tmp_path / "one", "one", "smoke", workers=1)
     assert experiment_named("smoke", "one").reconstruction.objects_per_step == 1
+
+
+def test_an_archive_is_read_as_its_folder_is_and_one_that_leads_out_is_refused(folder, mugs, tmp_path, capsys):
+    shutil.make_archive(str(tmp_path / "mugs"), "zip", folder)
+    assert prepare_folder(tmp_path / "mugs.zip", "mugs", "smoke", workers=1).folder == mugs.folder
+    for name in ("../evil.png", "a/../../evil.png"):
+        with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+            archive.writestr("a/rgb/0.png", b"x")
+            archive.writestr(name, b"x")
+        assert vader(["data", str(tmp_path / "evil.zip"), "--name", "evil", "--profile", "smoke"]) == 1
+        assert f"evil.zip: member '{name}' leads out of the archive" in capsys.readouterr().err
+    assert not list(mugs.folder.parent.glob("*evil*")) and not (tmp_path / "evil.png").exists()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 import tracemalloc
 from functools import partial
 from itertools import count
@@ -191,6 +192,52 @@ def test_no_kill_leaves_half_a_set_or_changes_it(tmp_path, per_shard):
         if statuses[-1] == 9:
             break
     assert statuses[:-1] == [-signal.SIGKILL] * (len(statuses) - 1) and len(statuses) > 8
+
+
+def read_slowly(scene: Scene):
+    time.sleep(0.2)
+    return read(scene)
+
+
+def prepare_with_workers(source: Path, root: Path) -> None:
+    prepare(source, root, read=read_slowly, workers=2, objects_per_shard=2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for in /proc")
+def test_workers_end_with_a_process_that_is_killed_and_their_shards_are_kept(source, tmp_path):
+    """The main process gets no chance to tell them."""
+    expected = prepare(source, tmp_path / "whole", objects_per_shard=2)
+    process = multiprocessing.get_context("spawn").Process(target=prepare_with_workers, args=(source, tmp_path / "a"))
+    process.start()
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "a").glob("*.partial/ledger/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = _descendants(process.pid)
+    process.kill()
+    process.join()
+    assert len(children) >= 2
+    while any(map(_is_alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(_is_alive, children)), "workers outlive the process that started them"
+    written = {f.stem for f in (tmp_path / "a").glob("*.partial/ledger/*")}
+    assert 0 < len(written) < 6
+    seen = []
+    found = prepare(source, tmp_path / "a", read=lambda s: seen.append(s.key) or read(s), objects_per_shard=2)
+    assert found.checksum == expected.checksum and len(seen) <= COUNT - 2 * len(written) + 1
+
+
+def _descendants(pid: int) -> list[int]:
+    own = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return own + [below for child in own for below in _descendants(child)]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_objects_that_changed_since_they_were_read_are_read_again(tmp_path):

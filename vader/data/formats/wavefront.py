@@ -11,7 +11,9 @@ backslashes and another case of letters. Colours may follow the coordinates of v
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -136,7 +138,7 @@ def named_files(files: Files, member: str) -> list[str]:
 
     def lines(name: str) -> Iterator[tuple[str, str]]:
         try:
-            return map(_words, (files.read(name, name) or b"").decode("latin-1").replace("\\\n", " ").splitlines())
+            return map(_words, _continued(_decoded(files, files.read(name, name) or b"")).splitlines())
         except DataError:
             return iter(())
 
@@ -149,7 +151,12 @@ def named_files(files: Files, member: str) -> list[str]:
 
 
 def _lines_of(files: Files, member: str, where: str) -> Iterator[str]:
-    yield from _text(files, member, "the OBJ model", where).replace("\\\n", " ").splitlines()
+    yield from _continued(_text(files, member, "the OBJ model", where)).splitlines()
+
+
+def _continued(text: str) -> str:
+    """With the lines that a backslash continues as one."""
+    return re.sub(r"\\\r?\n", " ", text)
 
 
 def _words(line: str) -> tuple[str, str]:
@@ -241,7 +248,8 @@ def _read_mtl(files: Files, member: str, where: str) -> dict[str, Material]:
 
 def _changed(material: Material, keyword: str, rest: str) -> Material:
     if keyword == "Kd":
-        return replace(material, colour=_floats(rest, 3))
+        alone = len(rest.partition("#")[0].split()) == 1  # red, which is green and blue as well
+        return replace(material, colour=_floats(rest, 1) * 3 if alone else _floats(rest, 3))
     if keyword == "map_Kd":
         texture, scale, offset = _texture_map(rest)
         return replace(material, texture=texture, scale=scale, offset=offset)
@@ -299,4 +307,11 @@ def _text(files: Files, member: str, what: str, where: str) -> str:
     data = files.read(member, where)
     if data is None:
         raise DataError(f"{where}: the {files.what} holds no file {member!r}, expected {what}")
-    return data.decode("latin-1")
+    return _decoded(files, data)
+
+
+def _decoded(files: Files, data: bytes) -> str:
+    for encoding in files.encodings[:-1]:
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode(files.encodings[-1])

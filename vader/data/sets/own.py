@@ -26,6 +26,7 @@ from ...settings.profiles import DOWNLOADED, experiment
 from ...settings.videos import VIDEO_DATA
 from ..formats import Options, Scene, detect, read, walk
 from ..formats.models import read_with_mesh
+from ..formats.shared.archives import is_archive, unpacked
 from ..formats.shared.captions import captioned
 from ..meshes.render import LIGHT_RIG
 from ..prepared import DataError, SequenceSet, data_root
@@ -54,7 +55,7 @@ def prepare_folder(
     captions: Path | None = None,
     **sharing: Any,
 ) -> SequenceSet | ShardedSet | PartOfSet:
-    """Read a folder of objects, or load what was prepared from the same files before.
+    """Read a folder of objects, or an archive of them, or load what was prepared from the same files before.
 
     format: one of `formats.FORMATS`, by default found out by looking. captions: a file as
     `formats.shared.captions` has it. sharing: `objects_per_shard`, `part` and
@@ -62,12 +63,16 @@ def prepare_folder(
     built-in set's, and DataError for a folder or an object that cannot be used, naming file, object and field.
     """
     _check_name(name)
-    folder = Path(folder)
+    folder, place = Path(folder), root or data_root()
+    if is_archive(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        with unpacked(folder, place) as content:
+            return prepare_folder(content, name, profile, format, workers, root, captions, **sharing)
     format = format or detect(folder)[0]
     base = dataclasses.replace(_pattern(profile, format == "videos").data, name=name)
     workers = torch.get_num_threads() if workers is None else workers
     scenes = walk(folder, format) if captions is None else captioned(walk(folder, format), captions)
-    with Listing(scenes, folder, root or data_root(), lambda n: min(HELDOUT, n // 5)) as listing:
+    with Listing(scenes, folder, place, lambda n: min(HELDOUT, n // 5)) as listing:
         config, options = _settings(base, listing, format, sharing.get("strict", False), root)
         sources, kind = {"format": format}, VIDEOS if format == "videos" else SEQUENCES
         if format == "models":

@@ -18,6 +18,7 @@ class Files(Protocol):
     """Where a model's files are."""
 
     what: str  # "catalogue", for messages
+    encodings: tuple[str, ...]  # of text; the first that fits
 
     def read(self, name: str, where: str) -> bytes | None:
         """Content of a file by its path with slashes, None if there is none of that name."""
@@ -28,6 +29,7 @@ class Files(Protocol):
 class ZipFiles:
     archive: zipfile.ZipFile
     what: str = "catalogue"
+    encodings: tuple[str, ...] = ("latin-1",)
 
     def read(self, name: str, where: str) -> bytes | None:
         try:
@@ -44,6 +46,7 @@ class FolderFiles:
 
     root: Path
     what: str = "folder"
+    encodings: tuple[str, ...] = ("utf-8-sig", "latin-1")
 
     def read(self, name: str, where: str) -> bytes | None:
         if posixpath.normpath(name).split("/")[0] == "..":
