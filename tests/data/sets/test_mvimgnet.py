@@ -23,6 +23,7 @@ from vader.data import prepare
 from vader.data.prepared import DataError
 from vader.data.sets.mvimgnet import read_categories
 from vader.data.sets.own import experiment_named
+from vader.settings.autodecoder import MaskFilterConfig
 from vader.settings.profiles import experiment
 
 VIEWS = 14
@@ -205,7 +206,9 @@ def test_the_command_fits_masks_unless_told_to_keep_misfits(tmp_path, truth, mon
     write_object(tmp_path / "mvi", "0-aaaa0001", truth[GOOD["0-aaaa0001"]])
     write_object(tmp_path / "mvi", "203-cccc0001", truth[GOOD["203-cccc0001"]])
     seen = []
-    monkeypatch.setattr(command, "mask_judge", lambda objects: seen.append(len(list(objects))) or judge({}))
+    monkeypatch.setattr(
+        command, "mask_judge", lambda objects: seen.append(len(list(objects))) or judge({}, MaskFilterConfig())
+    )
     asked = ["data", "mvimgnet", "--profile", "smoke", "--workers", "1", "--source", str(tmp_path / "mvi")]
     assert vader([*asked, "--keep-misfits"]) == 0 and not seen
     assert vader(asked) == 0 and seen == [2]

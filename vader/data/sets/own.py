@@ -97,7 +97,7 @@ def prepare(
     config: DataConfig, root: Path | None = None, objects_per_shard: int | None = None
 ) -> SequenceSet | ShardedSet:
     """The own set of these settings, which `prepare_folder` has made. Raises DataError where it is gone."""
-    expected = f"expected it from 'vader data FOLDER --name {config.name}'"
+    expected = f"expected it from: vader data FOLDER --name {config.name}"
     return load_earlier(config, KIND, expected, root, objects_per_shard)
 
 
