@@ -76,7 +76,7 @@ def trained_runs(config: Experiment) -> tuple[Run, Run] | None:
 
 
 def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet | None = None) -> dict[str, Any]:
-    """What decides a stage-1 run; without `data`, all but their digest."""
+    """The settings that decide a stage-1 run. Without `data`, all but their digest."""
     return {
         "stage": "autodecoder",
         "data": data.digest if data is not None else None,
@@ -148,7 +148,7 @@ def articulated_run(
 
 
 def diffusion_settings(config: Experiment, stage1: str) -> dict[str, Any]:
-    """What decides a stage-2 run on the stage-1 run with that digest, but for the captions of a conditional one."""
+    """The settings that decide a stage-2 run on that stage-1 run, but for the captions of a conditional one."""
     return {
         "stage": "diffusion",
         "autodecoder": stage1,

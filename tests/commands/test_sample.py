@@ -163,7 +163,7 @@ def test_a_prompt_for_a_model_that_takes_text(balls, tmp_path):
         ([MODEL, "--count", "0"], "count is 0, expected at least 1"),
         ([MODEL, "--count", "-3"], "count is -3, expected at least 1"),
         ([MODEL, "--count", "0", "--reconstruct", "ball-1"], "count is 0, expected at least 1"),
-        ([MODEL, "--seed", "-1"], "seed is -1, expected 0 or more"),
+        ([MODEL, "--seed", "-1"], "seed is -1, expected an integer from 0 to 2147483647"),
         ([MODEL, "--reconstruct", "bal-1"], "no training object 'bal-1' (did you mean 'ball-1'?)"),
         ([MODEL, "--training-seed", "9"], "`vader train procedural_chairs --profile smoke --seed 9` trains it"),
         ([MODEL, "--profile", "laptob"], "did you mean 'laptop'?"),

@@ -132,6 +132,25 @@ def test_random_views_follow_the_data(models):
     assert not torch.equal(random_views(models.config, 4, 2, 0).centres(), centres[:2])
 
 
+def test_reconstruction_is_scored_on_the_views_that_training_never_drew(models):
+    """Other training views change no score, other held-out views change all."""
+
+    def scores(views: slice) -> dict[str, torch.Tensor]:
+        changed = []
+        for sequence in models.data:
+            images = sequence.images.clone()
+            images[views] = 255 - images[views]
+            changed.append(dataclasses.replace(sequence, images=images))
+        data = dataclasses.replace(models.data, sequences=tuple(changed))
+        return evaluation.heldout_scores(dataclasses.replace(models, data=data))
+
+    original, boundary = evaluation.heldout_scores(models), models.data.train_views
+    trained, heldout = scores(slice(0, boundary)), scores(slice(boundary, None))
+    for name, values in original.items():
+        assert torch.equal(values, trained[name]), name
+        assert not torch.isclose(values, heldout[name]).any(), name
+
+
 def test_a_trained_autodecoder_beats_the_mean_image(models):
     scores = evaluation.heldout_reconstruction(models)
     train = models.data.split("train")
@@ -141,6 +160,26 @@ def test_a_trained_autodecoder_beats_the_mean_image(models):
     assert scores["psnr"].value > trivial + 3
     assert scores["psnr"].low <= scores["psnr"].value <= scores["psnr"].high
     assert scores["psnr"].n == len(train)
+
+
+def test_a_heldout_view_without_foreground_is_left_out_and_counted(models):
+    train = list(models.data.split("train"))
+    sliver = [dataclasses.replace(s, masks=s.masks.clone()) for s in train]
+    first = models.data.train_views
+    sliver[0].masks[first] = 0  # one held-out view of the first object
+    sliver[1].masks[first:] = 0  # all of the second
+    changed = dataclasses.replace(models, data=dataclasses.replace(models.data, sequences=tuple(sliver)))
+    with pytest.warns(UserWarning, match=rf"3 held-out views of 2 objects \({train[0].key}, .* left out of psnr_fore"):
+        scores = evaluation.heldout_scores(changed)
+    before = evaluation.heldout_scores(models)
+    assert torch.equal(scores["psnr"], before["psnr"]) and torch.equal(scores["lpips"], before["lpips"])
+    assert scores["psnr_foreground"].isnan().tolist() == [False, True, *[False] * (len(train) - 2)]
+    assert torch.equal(scores["psnr_foreground"][2:], before["psnr_foreground"][2:])
+    rest = evaluation.heldout_scores(changed, [0])["psnr_foreground"]  # the other view alone
+    assert rest.isfinite().all() and rest != before["psnr_foreground"][0]
+    assert evaluation.mean_over_objects(scores["psnr_foreground"]).n == len(train) - 1
+    with pytest.raises(MetricError, match="no object has a held-out view with a foreground pixel"):
+        evaluation.mean_over_objects(torch.tensor([torch.nan]))
 
 
 def test_mean_over_objects():

@@ -29,7 +29,7 @@ from .pages import asked_for, faults_of_page
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-KNOWN = {"profile": ("smoke", "laptop"), "data": ("procedural", "furniture"), "seed": range(2**32)}
+KNOWN = {"profile": ("smoke", "laptop"), "data": ("procedural", "furniture"), "seed": range(2**31)}
 PARAMETERS = 'profile = "smoke"  # size\ndata = "procedural"\nseed: int = 0'
 CHECK = f"from vader.report import check_parameters\ncheck_parameters(globals(), **{KNOWN!r})"
 

@@ -385,6 +385,15 @@ def test_claims_are_collected_by_profile_with_the_failed_ones_first(folder, caps
     assert str(folder / "claims.html") in capsys.readouterr().out
 
 
+def test_a_claim_that_another_report_of_the_profile_decides_is_not_listed_as_untested():
+    untested, decided, elsewhere = example(), example(data="furniture"), example(profile="gpu")
+    for report, verdict in ((untested, "not_tested"), (decided, "fails"), (elsewhere, "not_tested")):
+        report.claim(**{**CLAIM, "id": "table1.a", "verdict": verdict})
+    profiles = collect_claims([r.as_dict() for r in (untested, decided, elsewhere)])["profiles"]
+    listed = {p: [c["verdict"] for c in part["claims"] if c["id"] == "table1.a"] for p, part in profiles.items()}
+    assert listed == {"laptop": ["fails"], "gpu": ["not_tested"]}
+
+
 def test_the_ledger_does_not_depend_on_the_order_of_reports():
     reports = [example().as_dict(), example(data="furniture").as_dict(), example(profile="gpu").as_dict()]
     assert claims_page(collect_claims(reports)) == claims_page(collect_claims(copy.deepcopy(reports)[::-1]))

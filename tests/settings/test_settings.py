@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
 from vader.report.paper import TABLE5, TABLE5_COLUMNS
 from vader.settings.autodecoder import AutodecoderConfig, ReconstructionConfig
-from vader.settings.checks import ConfigError
+from vader.settings.checks import SEEDS, ConfigError
+from vader.settings.diffrf import diffrf
 from vader.settings.diffusion import SamplerConfig, UNetConfig
 from vader.settings.experiment import DataConfig
 from vader.settings.profiles import DATA_NAMES, LAPTOP, PROFILES, differences, experiment
 from vader.settings.table5 import PAPER, PAPER_TEXT, column_cells
+from vader.store.paths import notebooks_dir
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -31,6 +34,17 @@ def test_unknown_names_are_refused_with_the_nearest_known():
         experiment("laptop", "furniture_chair")
     with pytest.raises(ConfigError, match="known: abo_tables"):
         experiment("paper", "procedural_chairs")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_notebooks_refuse_is_refused_by_every_training(seed):
+    for refuse in (lambda: experiment("smoke", "puppets").replace(seed=seed), lambda: diffrf("smoke", seed)):
+        with pytest.raises(ConfigError, match=f"seed is {seed}, expected an integer from 0 to 2147483647"):
+            refuse()
+    assert SEEDS == range(2**31), "as the notebooks have it"
+    for notebook in notebooks_dir().glob("*.ipynb"):
+        ranges = re.findall(r"[ ,(]seed=(range\([^)]*\))", notebook.read_text(encoding="utf-8"))
+        assert set(ranges) <= {"range(2**31)"}, notebook.name
 
 
 @pytest.mark.parametrize("name", PAPER)

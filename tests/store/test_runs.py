@@ -141,25 +141,21 @@ def get_and_die(monkeypatch, step: str) -> None:
         runs.get("chairs", SETTINGS, train_and_die)
 
 
-@pytest.mark.parametrize("step", ["hash", "rename"])
-def test_killed_before_the_rename_the_run_is_partial_and_resumes(monkeypatch, step):
+@pytest.mark.parametrize("step", ["hash", "DONE"])
+def test_killed_before_done_the_run_is_partial_and_resumes(monkeypatch, step):
     get_and_die(monkeypatch, step)
     assert runs.find("chairs", SETTINGS) is None
     run = runs.get("chairs", SETTINGS, lambda work: None)  # a training that finds itself complete
     assert run.files.keys() == {"decoder.safetensors"}
 
 
-def test_killed_between_rename_and_done_the_run_is_refused_until_resumed(monkeypatch):
-    get_and_die(monkeypatch, "DONE")
+def test_killed_between_done_and_rename_the_run_is_published_without_training(monkeypatch):
+    get_and_die(monkeypatch, "rename")
     folder = runs.run_folder("chairs", SETTINGS)
-    for request in (lambda: runs.find("chairs", SETTINGS), lambda: runs.get("chairs", SETTINGS, never)):
-        with pytest.raises(RunError) as error:
-            request()
-        assert f"{folder}: has no DONE" in str(error.value)
-        assert f"rename it to {folder.name}.partial to resume" in str(error.value)
-    assert (folder / "checkpoint.pt").exists()
-    folder.rename(folder.with_name(folder.name + ".partial"))
-    assert runs.get("chairs", SETTINGS, lambda work: None).folder == folder
+    work = folder.with_name(folder.name + ".partial")
+    assert (work / "DONE").exists() and not folder.exists()
+    assert runs.find("chairs", SETTINGS) is None and not runs.finished("chairs", SETTINGS)
+    assert runs.get("chairs", SETTINGS, never).folder == folder and not work.exists()
 
 
 def test_killed_after_done_the_run_is_whole(monkeypatch):
@@ -296,8 +292,8 @@ def test_the_record_adds_up_sessions_and_forgets_what_a_resumed_training_repeats
         first.log("diffusion", clock, loss=torch.tensor(1.0))
     first.save()
     second = Record(tmp_path, seed=3, data="x")
-    second.rewind("diffusion", 10)
-    second.log("diffusion", 15, loss=0.5)
+    second.rewind("diffusion", 15)
+    second.log("diffusion", 15, loss=0.5)  # the first step after a checkpoint at 15
     second.save()
     record = read_json(tmp_path / "record.json")
     assert [point["clock"] for point in record["curves"]["diffusion"]] == [0, 10, 15]

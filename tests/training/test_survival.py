@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -57,6 +58,35 @@ def test_no_kill_loses_a_finished_checkpoint_or_changes_the_result(tmp_path):
     assert process.exitcode == 0
     assert torch.equal(weights(work), expected)
     assert len(checkpoints.checkpoints(work)) == checkpoints.KEPT and not list(work.glob("checkpoint-*.tmp"))
+
+
+class KilledAt(Drawing):
+    """A training that is stopped, before any checkpoint, in a way that no code catches."""
+
+    def __init__(self, clock: int) -> None:
+        super().__init__(STEPS)
+        self.last = clock
+
+    def step(self, clock: int) -> dict[str, torch.Tensor]:
+        if clock >= self.last:
+            raise KeyboardInterrupt
+        return super().step(clock)
+
+
+def test_a_training_killed_before_its_first_checkpoint_counts_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("vader.training.loop.RECORD_SECONDS", 0.0)
+    for clock in (0, 5):
+        with pytest.raises(KeyboardInterrupt):
+            fit(KilledAt(clock), tmp_path, runs.Record(tmp_path, 0))
+    assert not checkpoints.checkpoints(tmp_path)
+    sessions = read_json(tmp_path / "record.json")["sessions"]
+    assert len(sessions) == 2 and 0 < sessions[0]["seconds"] < 60 and 0 < sessions[1]["seconds"] < 60
+    record = runs.Record(tmp_path, 0)
+    fit(Drawing(8), tmp_path, record)
+    found = read_json(tmp_path / "record.json")
+    assert found["seconds"] == sum(session["seconds"] for session in found["sessions"]) and len(found["sessions"]) == 3
+    clocks = [point["clock"] for point in found["curves"]["drawing"]]
+    assert clocks == sorted(set(clocks)), "points of the lost part are there twice"
 
 
 def paused(work: Path, steps: int, total: int = 8) -> None:
@@ -217,3 +247,37 @@ def test_tensorboard_is_written_where_it_is_asked_for_and_there(tmp_path):
         fit(Drawing(2), tmp_path, runs.Record(tmp_path, 0), tensorboard=True)
         events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         assert [event.step for event in events.Scalars("drawing/loss")] == [0, 1]
+
+
+def _full(*_args, **_options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("loop._Log.write", r"No space left on device\), so training stops; checkpoint-\d*2 stays"),
+        ("checkpoints.sync", r"checkpoint-\d*3: cannot be written .*; checkpoint-\d*2 stays"),
+    ],
+)
+def test_a_disk_that_fills_up_is_one_error_and_what_is_saved_stays(tmp_path, monkeypatch, place, message):
+    paused(tmp_path, 2)
+    with monkeypatch.context() as full, pytest.raises(RunError, match=message) as error:
+        full.setattr(f"vader.training.{place}", _full)
+        fit(Drawing(8), tmp_path, runs.Record(tmp_path, 0), checkpoint_seconds=0.0)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)][0] == "checkpoint-000000000002"
+    fit(Drawing(8), tmp_path, runs.Record(tmp_path, 0))
+
+
+def test_weights_that_do_not_fit_the_disk_are_an_error_and_leave_no_half_file(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def cut(_tensors, file, **_options):
+        Path(file).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("vader.store.files.save_file", cut)
+    with pytest.raises(RunError, match=r"drawing\.safetensors: weights cannot be written .*No space left"):
+        fit(Drawing(8), tmp_path, runs.Record(tmp_path, 0))
+    assert not list(tmp_path.glob("*.tmp"))

@@ -1,9 +1,9 @@
 """Stage 1 for videos (Sec. 3.2, B.1): the autodecoder and, with it, the poses of N_p parts in each frame.
 
 One step shows a few frames of a few videos to the keypoint predictor, solves for poses, decodes each subject's volume
-and renders it in those poses. As in UVA [63] there is one part at first, then N_p that start as copies of it; each is
-a run of its own, and the second one can begin with other kinds of steps (`phases`). Nothing but frames and masks is
-read.
+and renders it in those poses. As in UVA [63] there is one part at first, then N_p that start as copies of it. Each of
+the two trainings is a run of its own, and the second can begin with other kinds of steps (`phases`). Training reads
+frames and masks and nothing else.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class Articulation:
         return modules if self.tracks is None else modules | {"tracks": self.tracks}
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         return {
             "objects": self.keys,
             "parts": self.config.autodecoder.lbs_channels,

@@ -1,7 +1,7 @@
-"""Poses fitted to frames: the predicted ones, refined until the rendering looks like the frame.
+"""Poses fitted to frames: the predicted poses are refined until the rendering looks like the frame.
 
-A predictor reads a frame at a glance and is the weakest link of a small model. What volume and skinning could show is
-seen once poses follow the pictures themselves; cameras that are learned are evaluated so, too (BARF, Lin et al. 2021).
+The keypoint predictor is the weakest link of a small model. Poses that follow the pictures themselves show what volume
+and skinning can do. Learned cameras are evaluated so, too (BARF, Lin et al. 2021).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def fit_poses(
 
 
 def part_centroids(volume: Tensor) -> Tensor:
-    """Of the density of each part of a volume (1 + 3 + p, S, S, S), (p, 3); near the origin where it holds none."""
+    """Centroids (p, 3) of each part's density in a volume (1 + 3 + p, S, S, S), near the origin for an empty part."""
     held = (volume[4:].softmax(0) * volume[0]).flatten(1)
     points = voxel_centres(volume.shape[-1], volume.device)
     return held @ points / held.sum(1, keepdim=True).clamp_min(1e-6)

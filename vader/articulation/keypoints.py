@@ -1,6 +1,6 @@
-"""Keypoints (B.1): N_p x N_k learned ones in 3D, and a predictor of their places in an image.
+"""Keypoints (B.1): N_p x N_k learned points in 3D, and a network that predicts their positions in an image.
 
-The 3D keypoints live in the canonical cube and are shared by all subjects; the predictor is the U-Net of the
+The 3D keypoints live in the canonical cube and are shared by all subjects. The predictor is the U-Net of the
 first-order motion model [62] with one heat map for each of them. Image coordinates are (x, y) in [-1, 1], x to the
 right and y down, from edge to edge: pixel i of n has its centre at (2 i + 1) / n - 1.
 """
@@ -57,7 +57,7 @@ class Hourglass(nn.Module):
 
 
 class KeypointPredictor(nn.Module):
-    """Where an image shows each keypoint of each part: (n, h, w, 3) in [0, 1] -> (n, N_p, N_k, 2) in [-1, 1]."""
+    """Image positions of each part's keypoints: images (n, h, w, 3) in [0, 1] -> (n, N_p, N_k, 2) in [-1, 1]."""
 
     def __init__(self, settings: ArticulationConfig, num_parts: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """Losses of keypoints and poses that UVA [63] adds to the image losses (Sec. 3.2 builds on it).
 
-The paper keeps its procedure and names no weights; its foreground supervision (Eq. 2) takes the place of UVA's mask of
-another method. All terms are means, so that UVA's weights apply.
+The paper keeps UVA's procedure and names no weights. Its foreground supervision (Eq. 2) replaces UVA's mask, which
+comes from another method. All terms are means, so that UVA's weights apply.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def equivariance_loss(predict: Callable[[Tensor], Tensor], images: Tensor, points: Tensor, sigma: float) -> Tensor:
     """Keypoints move with the image: mean |points - A predict(image o A)| over random affine maps A.
 
-    images: (n, h, w, 3); points: (n, p, k, 2), the prediction on them; sigma: of the maps' entries.
+    images: (n, h, w, 3). points: (n, p, k, 2), the prediction on them. sigma: of the maps' entries.
     """
     maps = random_affine(len(images), sigma).to(images.device)
     moved = predict(warp_images(maps, images)).flatten(1, 2)

@@ -21,7 +21,7 @@ FRAMES_AT_ONCE = 64  # of a video, when its poses are read
 
 @dataclass(frozen=True)
 class Poses:
-    """Of n images: poses (n, p, 3, 4), canonical cube -> world, and the 2D keypoints (n, p, k, 2) they come from."""
+    """Poses (n, p, 3, 4) of n images, canonical cube -> world, and the 2D keypoints (n, p, k, 2) they come from."""
 
     poses: Tensor
     points2d: Tensor
@@ -67,7 +67,7 @@ class PoseModel(nn.Module):
         return at_distance(refined, self.camera)
 
     def project(self, poses: Tensor) -> Tensor:
-        """Where the 3D keypoints are seen in poses (n, p, 3, 4): (n, p, k, 2) in [-1, 1]."""
+        """Image positions (n, p, k, 2) in [-1, 1] of the 3D keypoints in poses (n, p, 3, 4)."""
         return project(poses, self.keypoints(), self.camera)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""From keypoints to poses: EPnP [36] through PyTorch3D, with a guard on what it may do to a gradient (B.1).
+"""Poses from keypoints: EPnP [36] through PyTorch3D, with a bound on the gradients that it hands back (B.1).
 
-A *pose* (..., 3, 4) = [R | t] maps a part from the canonical cube to where it is in the world, x -> R x + t. The world
+A *pose* (..., 3, 4) = [R | t] maps a part from the canonical cube to its place in the world, x -> R x + t. The world
 is the cube that the fixed camera looks at: x right, y up, z towards the camera, which stands on the z axis. In the
 neutral pose, the identity, a part is where the canonical cube has it. The paper's camera pose of a part, from canonical
 space to the camera, is the camera's world-to-camera matrix after ours.
@@ -79,7 +79,7 @@ def turn_about(points: Tensor, vectors: Tensor, shifts: Tensor) -> Tensor:
 
 
 def project(poses: Tensor, points: Tensor, camera: Cameras) -> Tensor:
-    """Where the fixed camera sees posed points: poses (..., 3, 4), points (..., n, 3) -> (..., n, 2) in [-1, 1]."""
+    """Image positions of posed points: poses (..., 3, 4), points (..., n, 3) -> (..., n, 2) in [-1, 1]."""
     x = transform(compose(camera.world_to_camera[0].to(poses), poses), points)
     return x[..., :2] / x[..., 2:] / half_width(camera)
 
@@ -90,11 +90,12 @@ def half_width(camera: Cameras) -> float:
 
 
 class Guard:
-    """What the solver did to `problems` pose problems, and a bound on the gradients that it hands back.
+    """Counts of the solver's degenerate problems, and a bound on the gradients that it hands back.
 
-    refused: degenerate problems, which got the neutral pose without a gradient. Once backward has run, not_finite:
-    problems whose gradients were NaN or infinite and are dropped; clipped: those that the solver had enlarged by more
-    than `MAX_GAIN`, from the norm of a pose's gradient to that of its points, and that are scaled down to it.
+    refused: degenerate problems, which got the neutral pose without a gradient.
+    not_finite, once backward has run: problems whose gradients were NaN or infinite and are dropped.
+    clipped, once backward has run: problems whose gradients the solver had enlarged by more than `MAX_GAIN`, from the
+        norm of a pose's gradient to that of its points. They are scaled down to it.
     """
 
     def __init__(self, usable: Tensor):

@@ -1,9 +1,9 @@
 """Least-squares poses of parts, started at the pose of the whole subject. They replace EPnP's answer for each part.
 
-EPnP [36] solves linear equations, and where a part's keypoints are close to each other, as around a limb, noise on them
-turns its answer by far more than they say. The sum of squared reprojection errors says what they do; its minimum is
-found by Gauss-Newton. A narrow camera does not see how far away a part is, so the centroid of its keypoints keeps the
-depth of the pose that the steps begin with.
+EPnP [36] solves linear equations. Around a limb a part's keypoints lie close to each other, and noise on them turns its
+answer far too much. The sum of squared reprojection errors weighs such noise rightly, and Gauss-Newton finds its
+minimum. A narrow camera does not see how far away a part is, so the centroid of its keypoints keeps the depth of the
+pose that the steps begin with.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""Posed subjects rendered: inverse linear blend skinning (Eq. 8), then the volume renderer's own quadrature (Eq. 6-7).
+"""Rendering of posed subjects: inverse linear blend skinning (Eq. 8) and the volume renderer's quadrature (Eq. 6-7).
 
 A sample x_d on a ray is taken back by every part's pose, x_p = R_p^T (x_d - t_p). Eq. 8 needs the weights at x_c, which
-is not known yet; as in UVA [63] and HumanNeRF [77] the weight of part p is read from V^LBS at its own x_p, the softmax
+is not known yet. As in UVA [63] and HumanNeRF [77] the weight of part p is read from V^LBS at its own x_p. The softmax
 over parts makes the weights w_p, and x_c = sum_p w_p x_p (footnote 3). With one part this is the rigid case.
 
-Shapes: volumes (b, 1 + 3 + p, d, h, w) as in `rendering.volume`, poses (b, v, p, 3, 4) of v frames as in `poses`, rays
-(b, v, r, 3) in the world, samples (b, v, r, n). Warped samples are not on straight rays and poses need gradients, so
-the fused kernel does not apply. Most samples lie where the density is exactly 0, and neither picture nor gradient
-depends on them: a first pass without gradients finds the others, and only they are computed again with gradients. Rays
-beyond `LOOKUPS_AT_ONCE` are rendered in chunks and computed again for backward.
+Shapes: volumes (b, 1 + 3 + p, d, h, w) as in `rendering.rays`, poses (b, v, p, 3, 4) of v frames as in `poses`, rays
+(b, v, r, 3) in the world, samples (b, v, r, n).
+
+Warped samples are not on straight rays and poses need gradients, so the fused kernel does not apply. Most samples lie
+where the density is exactly 0, and neither picture nor gradient depends on them. A first pass without gradients finds
+the others, and only they are computed again with gradients. Rays beyond `LOOKUPS_AT_ONCE` are rendered in chunks and
+computed again for backward.
 """
 
 from __future__ import annotations
@@ -77,9 +79,9 @@ def render_posed(
     Args:
         volume: (b, 1 + 3 + p, d, h, w): density, colour, skinning logits of p parts.
         poses: (b, v, p, 3, 4), canonical cube -> world.
-        origins, directions: (b, v, r, 3) in the world, directions of unit length; b and v may be 1, for all.
+        origins, directions: (b, v, r, 3) in the world, directions of unit length. b and v may be 1, for all.
         num_samples: samples between a ray's entry into the cube of the world and its exit.
-        stratified_seed: None samples bin centres; an integer draws one point per bin, reproducibly.
+        stratified_seed: None samples bin centres, an integer draws one point per bin, reproducibly.
         maps: render parts and normals, too.
 
     Raises:

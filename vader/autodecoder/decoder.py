@@ -1,8 +1,8 @@
 """The voxel decoder G = G2 o G1 (Sec. 3.1, B.1): embedding -> latent 3D features -> density and colour.
 
-A fully-connected layer makes a 4^3 volume; each stage doubles the resolution, halves the features and refines them
-with residual blocks, with self-attention at some resolutions; a 1x1x1 convolution makes density, RGB and, for
-articulated subjects, skinning weights. Volumes are (b, c, d, h, w).
+A fully-connected layer makes a 4^3 volume. Each stage doubles the resolution, halves the features and refines them with
+residual blocks, with self-attention at some resolutions. A 1x1x1 convolution makes density, RGB and, for articulated
+subjects, skinning weights. Volumes are (b, c, d, h, w).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def multipliers(kind: str, codebooks: int) -> Tensor:
     """The a_i of Eq. 10 for codebooks i = 0 ... codebooks - 1, int64: odd numbers between 2^31 and 2^32.
 
     'literal' are Eq. 11's a_i = 2^31 + 2 i^2 + 1. They lie so close to 2^31 that a_i k mod 2^32 has hardly more than
-    the parity of a small k in its upper bits, which the hash keeps. 'corrected' ones have bits as if drawn at random,
+    the parity of a small k in its upper bits, which the hash keeps. 'corrected' ones have bits as if drawn at random:
     the first 32 of SHA-256 of the text "codebook <i>", with the highest and the lowest set to 1.
     """
     half = WORD // 2
@@ -143,7 +143,7 @@ def hash_rows(objects: Tensor, multipliers: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """How well the codes of objects 0 ... objects - 1 tell them apart."""
+    """Collisions and table use of the codes of objects 0 ... objects - 1."""
 
     objects: int
     distinct: int  # different codes

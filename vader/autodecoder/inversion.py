@@ -1,9 +1,10 @@
 """Inversion: embeddings fitted to images of new objects, interpolated, or completed from one view.
 
-`invert` follows the test-time procedure of UVA [63], which the paper's autodecoder extends: from the mean embedding,
-Adam under noise that fades (the embedding), then if asked for the decoder with its density and skinning held in place.
-Compared with UVA, cameras are known, the images are compared by stage 1's own loss, and tuning sees no random affine
-warps. Batch norm uses running statistics throughout, and the caller's model is never changed: the decoder is a copy.
+`invert` follows the test-time procedure of UVA [63], which the paper's autodecoder extends. Adam fits the embedding,
+starting from the mean one, under noise that fades. If asked, it then tunes the decoder with its density and skinning
+held in place. Compared with UVA, cameras are known, the images are compared by stage 1's own loss, and tuning sees no
+random affine warps. Batch norm uses running statistics throughout. The decoder is a copy, so the caller's model never
+changes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class InversionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """What was fitted to the images of one object."""
+    """The embedding and the decoder fitted to the images of one object."""
 
     embedding: Tensor  # (embedding_dim,)
     decoder: Decoder  # frozen, in evaluation mode: a copy of the one given, tuned if that was asked for
@@ -63,8 +64,8 @@ def invert(
         autodecoder: trained with `config`, whose `reconstruction` says how images are rendered and compared.
         images: (v, h, w, 3) float in [0, 1], the object on black. masks: (v, h, w) float in [0, 1].
         cameras: v cameras of that image size, in the world of the canonical cube.
-        settings: steps, rates and weights; UVA's by default.
-        seed: of the noise, the views drawn and the samples along rays; the same seed gives the same result.
+        settings: steps, rates and weights, UVA's by default.
+        seed: of the noise, the views drawn and the samples along rays. The same seed gives the same result.
         start: (embedding_dim,) to start from instead of the mean of the learned embeddings.
 
     Raises:
@@ -85,15 +86,15 @@ def complete(
     *,
     seed: int = 0,
 ) -> Inversion:
-    """The whole object from one of its views: what that view leaves open is left to the learned embeddings.
+    """The whole object from one of its views. The learned embeddings decide the sides that this view does not show.
 
     Arguments as for `invert`; of the images, masks and cameras only number `view` is read. The embedding is fitted as
     there, under the Gaussian N(mean, diag(std^2)) of the learned embeddings as a prior: `prior_weight` times the mean
     square of (z - mean) / std is added to the loss.
 
     Raises:
-        InversionError: as `invert`; a view that does not exist; `tuning_steps` > 0, since a decoder tuned to one view
-            has no reason to keep the other sides.
+        InversionError: as `invert`, and for a view that does not exist. Also for `tuning_steps` > 0, since a decoder
+            tuned to one view has no reason to keep the other sides.
     """
     settings = settings or InversionConfig()
     if settings.tuning_steps:
@@ -117,9 +118,10 @@ def interpolate(
 ) -> Tensor:
     """Volumes (steps, 1 + 3 (+ lbs), S, S, S) on the way from one object to another, both included.
 
-    start, end: embeddings (embedding_dim,); for space 'latent' also latent volumes F (c, r, r, r), such as
-    de-normalised samples. 'embedding' goes straight from one embedding to the other and decodes with G,
-    'latent' goes straight between the features of G1, where diffusion runs, and decodes with G2.
+    start, end: embeddings (embedding_dim,). For space 'latent' also latent volumes F (c, r, r, r), such as
+        de-normalised samples.
+    space: 'embedding' goes straight from one embedding to the other and decodes with G. 'latent' goes straight
+        between the features of G1, where diffusion runs, and decodes with G2.
 
     Raises:
         InversionError: fewer than 2 steps, shapes that do not fit, a decoder in training mode (its batch norm would

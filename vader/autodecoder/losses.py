@@ -33,8 +33,8 @@ class PyramidalPerceptualLoss(nn.Module):
     Args:
         features: frozen convolutional network as a Sequential, expecting ImageNet-normalised input.
         layers: indices in `features` after which features are compared (VGG_i, i = 0..I).
-        scales: the pyramid; at small scales, layers whose input has become smaller than a pooling window are left out.
-        dtype: precision of the network; distances are taken in float32.
+        scales: the pyramid. At small scales, layers whose input has become smaller than a pooling window are left out.
+        dtype: precision of the network. Distances are taken in float32.
     """
 
     def __init__(

@@ -236,7 +236,7 @@ class Reconstruction:
         return {"model": self.model} if self.rows is None else {"decoder": self.model.decoder}
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         decoder, table = (sum(p.numel() for p in m.parameters()) for m in (self.model.decoder, self.model.embedding))
         if self.rows is not None:
             table = len(self.keys) * self.config.autodecoder.embedding_dim

@@ -5,8 +5,8 @@ Non-saturating logistic loss (Goodfellow et al. 2014) with R1 on real images (Me
     L_D = E f(D(fake)) + E f(-D(real)) + gamma / 2 E |grad D(real)|^2,    L_G = E f(-D(fake)),    f(u) = ln(1 + e^u).
 
 The pose prior is that of the data set: cameras of generated pictures are drawn from those of its training views.
-Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, -1 is the black background; everywhere else they are
-(n, v, h, w, 3) in [0, 1].
+Pictures are (b, 3, r, r) in [-1, 1] in front of a discriminator, with -1 as the black background. Everywhere else they
+are (n, v, h, w, 3) in [0, 1].
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ class Adversarial(ABC):
 
     @abstractmethod
     def real(self, clock: int) -> tuple[Tensor, Cameras]:
-        """What the discriminator sees of real images, (b, c, r, r), and their cameras."""
+        """Real images as the discriminator sees them, (b, c, r, r), and their cameras."""
 
     @abstractmethod
     def fake(self, clock: int) -> tuple[Tensor, Cameras, dict[str, Tensor]]:
-        """The same of generated ones, with a graph, and the generator's own penalties by name."""
+        """Generated images as the discriminator sees them, with a graph, and the generator's own penalties by name."""
 
     @abstractmethod
     def judge(self, images: Tensor, cameras: Cameras, clock: int) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class Adversarial(ABC):
         return counter.get_total_flops()
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         return {"parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in networks.items()}}
 

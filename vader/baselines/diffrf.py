@@ -175,7 +175,7 @@ class FieldDiffusion:
         return {"denoiser": self.denoiser, "ema": self.ema.module}
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         return {"objects": self.rays.keys, "parameters": sum(p.numel() for p in self.denoiser.parameters())}
 
     def save(self, work: Path) -> None:
@@ -188,7 +188,7 @@ class FieldDiffusion:
 
 
 def diffrf_settings(config: DiffRFConfig, data: SequenceSet) -> dict[str, Any]:
-    """What decides a DiffRF run; the sampler does not."""
+    """The settings that decide a DiffRF run, without the sampler."""
     return {
         "stage": "diffrf",
         "fields": fields_settings(config.fields, data, config.seed),

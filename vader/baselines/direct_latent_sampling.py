@@ -1,7 +1,7 @@
 """Direct latent sampling [63]: draw an embedding at random and decode it with G. No second stage.
 
-The paper draws from N(0, I) (Sec. 4.2). UVA whitens its embeddings, so that N(0, I) is a Gaussian fitted to them; that
-prior, on embeddings which are not whitened, is 'fitted' here, and the stronger of the two.
+The paper draws from N(0, I) (Sec. 4.2). UVA whitens its embeddings, so that N(0, I) is a Gaussian fitted to them. Our
+embeddings are not whitened. The prior 'fitted' is a Gaussian fitted to them, and the stronger of the two.
 """
 
 from __future__ import annotations

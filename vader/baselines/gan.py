@@ -1,4 +1,4 @@
-"""Adversarial baselines as runs: found, trained, loaded, and asked for objects."""
+"""Adversarial baselines as runs: found or trained, loaded, and sampled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Settings = TypeVar("Settings", bound=AdversarialConfig)
 
 @dataclass(frozen=True)
 class Baseline(Generic[Settings]):
-    """What a baseline brings: its sizes, its task for `training.fit`, and its generator."""
+    """An adversarial baseline: its sizes, its task for `training.fit`, and its generator."""
 
     name: str  # of its runs and its module
     label: str
@@ -40,14 +40,14 @@ class Baseline(Generic[Settings]):
     generator: Callable[[Settings], nn.Module]  # a `SceneGenerator`
 
     def settings(self, profile: str) -> Settings:
-        """Its settings in a profile. Raises ConfigError naming the nearest known one."""
+        """The baseline's settings in a profile. Raises ConfigError naming the nearest known one."""
         known = list(self.profiles)
         hint = nearest(profile, known)
         require(profile in known, f"{self.label} has no profile {profile!r}{hint}; it has: {', '.join(known)}")
         return self.profiles[profile]
 
     def decisive(self, config: Experiment, data: SequenceSet, settings: Settings | None = None) -> dict[str, Any]:
-        """What decides its run. settings: default, those of the profile."""
+        """The settings that decide a run of it. settings: default, those of the profile."""
         return {
             "stage": self.name,
             "data": data.digest,
@@ -57,7 +57,7 @@ class Baseline(Generic[Settings]):
         }
 
     def find(self, config: Experiment, data: SequenceSet) -> Run | None:
-        """Its run on a data set where the run store has it."""
+        """The baseline's run on a data set, if the run store has it."""
         return runs.find(f"{data.name}-{self.name}", self.decisive(config, data))
 
     def run(
@@ -68,7 +68,7 @@ class Baseline(Generic[Settings]):
         max_seconds: float | None = None,
         settings: Settings | None = None,
     ) -> Run:
-        """Its run on a data set: found in the run store, or trained now. settings: default, those of the profile."""
+        """The baseline's run on a data set, found or trained now. settings: default, those of the profile."""
         settings = settings or self.settings(config.profile)
 
         def train(work: Path) -> None:

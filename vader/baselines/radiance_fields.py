@@ -162,7 +162,7 @@ class FieldFitting:
         return {"fields": self.fields}
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         return {"objects": self.rays.keys, "renderer": fused_backend(self.device) or "reference"}
 
     def save(self, work: Path) -> None:
@@ -172,7 +172,7 @@ class FieldFitting:
 
 
 def fields_settings(config: FieldsConfig, data: SequenceSet, seed: int = 0) -> dict[str, Any]:
-    """What decides the fields of a data set."""
+    """The settings that decide the fields of a data set."""
     return {"stage": "radiance fields", "data": data.digest, "fields": config, "seed": seed}
 
 

@@ -12,13 +12,20 @@ from ..report.readme import write_readme
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vader report",
-        description="Run a notebook and leave its report; or 'refresh NOTEBOOK ...': renew the outputs stored in "
-        "notebooks; or 'claims': collect the claims of all reports, and renew README's excerpt of Table 1.",
+        description="Run a notebook and write its report. With 'refresh', renew the outputs stored in notebooks.\n"
+        "With 'claims', collect the claims of all reports and renew README's excerpt of Table 1.",
+        epilog="examples:\n"
+        "  vader report table1 --profile laptop -p data=furniture\n"
+        "  vader report refresh table1 table2\n"
+        "  vader report claims",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", help="a notebook by name, e.g. table1, or 'refresh', or 'claims'")
-    parser.add_argument("notebooks", nargs="*", help="with 'refresh': notebooks by name")
+    parser.add_argument("what", help="name of a notebook, e.g. table1, or 'refresh' or 'claims'")
+    parser.add_argument("notebooks", nargs="*", help="names of notebooks to refresh")
     parser.add_argument("--profile", default="smoke", help="size of the experiment (default: %(default)s)")
-    parser.add_argument("-p", dest="parameters", metavar="NAME=VALUE", action="append", default=[], help="a parameter")
+    parser.add_argument(
+        "-p", dest="parameters", metavar="NAME=VALUE", action="append", default=[], help="a parameter of the notebook"
+    )
     options = parser.parse_args(arguments)
 
     if options.what == "claims":

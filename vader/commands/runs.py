@@ -1,4 +1,4 @@
-"""`vader runs`: list trained runs, or keep one as a reference run."""
+"""`vader runs`: list trained runs, or commit one as a reference run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def _overview(place: Path) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="vader runs", description="List runs, or commit one as reference.")
+    parser = argparse.ArgumentParser(
+        prog="vader runs", description="List trained runs, or commit runs as reference runs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="all runs, own and committed")
+    commands.add_parser("list", help="list all runs, own and committed")
     committing = commands.add_parser("commit", help="copy finished runs to reports/runs, without checkpoints")
-    committing.add_argument("run", nargs="+", type=Path, help="a finished run: its folder or its name")
+    committing.add_argument("run", nargs="+", type=Path, help="folder or name of a finished run")
     options = parser.parse_args(arguments)
     if options.command == "commit":
         folders = [run if run.exists() or len(run.parts) > 1 else runs.runs_dir() / run for run in options.run]

@@ -15,7 +15,7 @@ from ..data.sets.own import experiment_named
 from ..generation.export import VOLUME_UNITS, require_mesh_packages
 from ..generation.model import Model, check_count, check_prompt, load
 from ..generation.objects import ObjectError, VolumeObject
-from ..settings.checks import require
+from ..settings.checks import check_seed, require
 from ..store.files import RunError, read_json, write_file, write_json
 from ..store.provenance import environment
 from ..store.runs import utc_now
@@ -47,21 +47,27 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="what it was trained on, e.g. furniture_chairs")
-    parser.add_argument("--count", type=int, help="how many new objects (default: 8; none beside --reconstruct)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling: another one, other objects (default: 0)")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: samples/MODEL)")
-    parser.add_argument("--prompt", help="what to make, for a model that takes text")
+    parser.add_argument("model", help="name of the data that it was trained on, e.g. furniture_chairs")
+    parser.add_argument("--count", type=int, help="number of new objects (default: 8, with --reconstruct 0)")
     parser.add_argument(
-        "--guidance", type=float, help="weight of the prompt, e.g. 3 (default: that of the training, 1)"
+        "--seed", type=int, default=0, help="seed of the sampling; another seed makes other objects (default: 0)"
     )
+    parser.add_argument("--out", type=Path, help="folder for the files (default: samples/MODEL)")
+    parser.add_argument("--prompt", help="text that describes the objects, for a model that takes text")
+    parser.add_argument("--guidance", type=float, help="weight of the prompt, e.g. 3 (default: 1, as in training)")
     parser.add_argument(
-        "--reconstruct", metavar="NAME", action="append", default=[], help="a training object instead; may be repeated"
+        "--reconstruct",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="reconstruct this training object; may be repeated",
     )
     parser.add_argument("--objects", action="store_true", help="list the names of the training objects, and stop")
     parser.add_argument("--ply", action="store_true", help="also write the mesh as PLY")
     parser.add_argument("--obj", action="store_true", help="also write the mesh as Wavefront OBJ")
-    parser.add_argument("--profile", default="laptop", help="of the training: smoke, laptop (default), gpu or paper")
+    parser.add_argument(
+        "--profile", default="laptop", help="size of the trained model: smoke, laptop (default), gpu or paper"
+    )
     parser.add_argument("--training-seed", type=int, default=0, help="seed of the training (default: 0)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     return parser.parse_args(arguments)
@@ -73,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     count = options.count if options.count is not None else 0 if options.reconstruct else 8
     if not options.reconstruct or options.count is not None:
         check_count(count)
-    require(options.seed >= 0, f"seed is {options.seed}, expected 0 or more")
+    check_seed(options.seed)
     if count:
         check_prompt(options.model, config, options.prompt, options.guidance)
     else:
@@ -108,7 +114,7 @@ def check_folder(folder: Path) -> None:
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
-    """What the index of a folder lists. Raises RunError where it is another file of that name."""
+    """The entries of a folder's index. Raises RunError where it is another file of that name."""
     file = folder / INDEX
     index = read_json(file)
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or not isinstance(index.get("objects"), list):

@@ -1,4 +1,4 @@
-"""`vader study`: the trainings and timings of one study, which its notebook then finds and reports."""
+"""`vader study`: the trainings and timings of one study, which its notebook then reports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ..stages import autodecoder_run, require_weights
 from ..store.weights import resolve
 
 STUDIES = {
-    "table2": "autodecoders with parts left out, three seeds each",
+    "table2": "autodecoders without some of their components, three seeds each",
     "figure3": "diffusion at three latent resolutions, three seeds each",
-    "hashing": "dense and hash embeddings",
-    "foreground": "with and without foreground supervision",
-    "budget": "times the trainings of Table 1's systems",
+    "hashing": "dense and hash embeddings, three seeds each",
+    "foreground": "trainings with and without foreground supervision",
+    "budget": "timings of the trainings of Table 1's systems",
+    "power": "number of seeds that would decide the open claims (no training)",
 }
 
 
@@ -27,16 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vader study",
         description="Run the trainings of a study, or resume them. Exit status 75 means paused: run it again.",
-        epilog="\n".join(f"{name:<11} {what}" for name, what in STUDIES.items()),
+        epilog="studies:\n" + "\n".join(f"  {name:<11} {what}" for name, what in STUDIES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--profile", default="laptop", help="size of the experiments (default: %(default)s)")
-    parser.add_argument("--data", help=f"foreground: one of {', '.join(VIDEO_SETS)}; budget: any set of Table 1")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (default: %(default)s)")
+    parser.add_argument(
+        "--data", help=f"data set, for foreground ({', '.join(VIDEO_SETS)}) and budget (any of Table 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument("--workers", type=int, help="table2, figure3: processes (default: one per core)")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with checkpoints, to be resumed")
+    parser.add_argument("--workers", type=int, help="processes, for table2 and figure3 (default: one per core)")
+    parser.add_argument("--max-seconds", type=float, help="pause with checkpoints after this many seconds")
     options = parser.parse_args(arguments)
     for line in _run(options):
         print(line)
@@ -44,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
-    from ..studies import budget, foreground, hashing, sweep
+    from ..studies import budget, foreground, hashing, power, sweep
 
+    if options.study == "power":
+        return [str(power.write(options.profile))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":

@@ -1,4 +1,4 @@
-"""`vader train`: by itself, with `--ranks`, or under torchrun."""
+"""`vader train`: train both stages or a baseline, in one process or on several ranks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..evaluation import costs
 from ..settings.checks import require
 from ..settings.diffrf import diffrf
 from ..settings.experiment import Experiment
+from ..settings.profiles import DOWNLOADED, experiment
 from ..stages import autodecoder_run, diffusion_run, require_weights
 from ..store import runs
 from ..training.distributed import Ranks, current, joined, require_several, threads_each
@@ -32,31 +33,49 @@ SYSTEMS = ("ours", *RIVALS)
 def options_of(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vader train",
-        description="Train both stages on a data set, or go on where they were stopped. A finished run of the same "
-        "settings is found. Exit status 75 means paused: run the same command again.",
+        description="Train both stages on a data set, or resume them. A finished run of the same settings is found "
+        "and not trained again. Exit status 75 means paused: run the same command again to resume.",
     )
-    parser.add_argument("data", nargs="?", help="data set, e.g. furniture_chairs")
-    parser.add_argument("--profile", default="laptop", help="smoke, laptop (default), gpu or paper")
-    parser.add_argument("--system", choices=SYSTEMS, default="ours", help="ours, or a baseline of Table 1")
-    parser.add_argument("--stage", choices=("autodecoder", "diffusion", "all"), default="all", help="of ours")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("data", nargs="?", help="name of the data set, e.g. furniture_chairs")
+    parser.add_argument(
+        "--profile", default="laptop", help="size of the experiment: smoke, laptop (default), gpu or paper"
+    )
+    parser.add_argument("--system", choices=SYSTEMS, default="ours", help="ours (default), or a baseline of Table 1")
+    parser.add_argument(
+        "--stage",
+        choices=("autodecoder", "diffusion", "all"),
+        default="all",
+        help="stage of ours to train (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument("--max-seconds", type=float, help="stop after this long with a checkpoint, to be resumed")
-    parser.add_argument("--source", help="where the data set's own files are, if not in their usual place")
-    parser.add_argument("--objects-per-shard", type=int, help="keep the data set in tars of so many objects")
-    parser.add_argument("--captions", type=Path, help="a JSON file {object: text} in place of the set's own captions")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--max-seconds", type=float, help="pause with a checkpoint after this many seconds")
+    parser.add_argument("--source", help="path of the data set's own files, if not the usual one")
+    parser.add_argument("--objects-per-shard", type=int, help="store the data set in tars of this many objects")
+    parser.add_argument("--captions", type=Path, help="a file (.csv or .json) of captions that replace the set's own")
+    parser.add_argument("--dry-run", action="store_true", help="print steps, memory and files, and stop")
     steps = parser.add_argument_group("several processes (or: torchrun --nproc-per-node=K -m vader train ...)")
-    steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine")
-    steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share (a setting of the run)")
-    steps.add_argument("--partitioned", action="store_true", help="each rank owns the embeddings it trains (likewise)")
-    steps.add_argument("--shard", choices=("fully",), help="divide the weights (fully_shard), not copy them (DDP)")
-    steps.add_argument("--port", type=int, default=0, help="where the ranks meet (default: any free one)")
-    steps.add_argument("--max-restarts", type=int, default=0, help="starts from the last checkpoint after a death")
+    steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine (default: 1)")
+    steps.add_argument("--microbatches", type=int, help="parts of a step that ranks share; a setting of the run")
+    steps.add_argument(
+        "--partitioned", action="store_true", help="each rank owns the embeddings it trains; a setting of the run"
+    )
+    steps.add_argument(
+        "--shard", choices=("fully",), help="divide the weights (fully_shard) instead of copying them (DDP)"
+    )
+    steps.add_argument("--port", type=int, default=0, help="port at which the ranks meet (default: any free one)")
+    steps.add_argument("--max-restarts", type=int, default=0, help="restarts from the last checkpoint (default: 0)")
     logs = parser.add_argument_group("logs and checkpoints")
-    logs.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, help="default: %(default)s")
-    logs.add_argument("--tensorboard", action="store_true", help="log to a folder `tensorboard` of the run as well")
-    logs.add_argument("--skip-non-finite", action="store_true", help="leave out steps that are not finite; counted")
+    logs.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        help="seconds between checkpoints (default: %(default)s)",
+    )
+    logs.add_argument("--tensorboard", action="store_true", help="also log to the folder `tensorboard` of the run")
+    logs.add_argument(
+        "--skip-non-finite", action="store_true", help="skip and count steps whose loss or gradient is not finite"
+    )
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not (options.data or options.job):
@@ -84,7 +103,7 @@ def _train_baseline(options: argparse.Namespace) -> int:
     alone = options.ranks == 1 and not (options.microbatches or options.partitioned or options.shard)
     require(alone, f"{RIVALS[name]} trains in one process, expected none of --ranks, --microbatches, --shard")
     require(options.stage == "all", f"--stage is for our two stages, expected none with --system {name}")
-    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
+    config = _named(options)
     field_config = diffrf(options.profile, options.seed) if name == "diffrf" else None
     if options.dry_run:
         print(diffrf_plan(field_config, config.data.num_objects) if field_config else GANS[name].plan(options.profile))
@@ -98,6 +117,18 @@ def _train_baseline(options: argparse.Namespace) -> int:
     return 0
 
 
+def _named(options: argparse.Namespace) -> Experiment:
+    """The experiment of a data set. One of the paper's sets is prepared first where its source is given, since what is
+    found decides the settings; the source is done with then."""
+    if options.source is not None and options.data in DOWNLOADED and not options.dry_run:
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        require(alone, f"--source of {options.data} is for one process, expected 'vader data {options.data}' before it")
+        shards = {} if options.objects_per_shard is None else {"objects_per_shard": options.objects_per_shard}
+        prepare(experiment(options.profile, options.data).data, source=options.source, **shards)
+        options.source = None
+    return experiment_named(options.profile, options.data).replace(seed=options.seed)
+
+
 def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | ShardedSet:
     reading = {"source": options.source, "objects_per_shard": options.objects_per_shard}
     data = prepare(config.data, **{name: value for name, value in reading.items() if value is not None})
@@ -106,7 +137,7 @@ def _prepared(options: argparse.Namespace, config: Experiment) -> SequenceSet | 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
     """The experiment that is asked for. Raises ConfigError where the ranks that there are, or will be, cannot do it."""
-    config = experiment_named(options.profile, options.data).replace(seed=options.seed)
+    config = _named(options)
     if options.microbatches or options.partitioned:
         parts = {"microbatches": options.microbatches or 1}
         config = config.replace(reconstruction=parts | {"partitioned": options.partitioned}, diffusion=parts)

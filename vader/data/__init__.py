@@ -1,5 +1,4 @@
-"""Data sets: multi-view objects (`Sequence`) and videos (`Video`), and one reader per kind of data that prepares a set
-once and then loads it."""
+"""Data sets: multi-view objects (`Sequence`) and videos (`Video`). A reader per kind of data prepares a set once."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from ..settings.experiment import DataConfig
 from .prepared import DataError, SequenceSet, load_prepared
 from .sequence import PACKED, SEQUENCES, Sequence, load_set
 from .shards import ShardedSet, load_shards
+from .streaming.parts import PartOfSet
 from .video import VIDEOS, Truth, Video, load_videos, truth_of
 
 __all__ = [
@@ -30,15 +30,20 @@ READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSe
     "people_heads": "people",
     "people_bodies": "people",
     "celebv_text": "celebv_text",
+    "abo_tables": "abo_tables",
+    "photoshape_chairs": "photoshape_chairs",
+    "mvimgnet": "mvimgnet",
+    "objaverse": "objaverse",
 }
 
 
-def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
+def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet | PartOfSet:
     """The data set that `config` describes: loaded if it is prepared or comes with the package, rendered first if not.
 
     options go to the reader: `workers` (processes), `source` (furniture: where the models are; celebv_text: where the
-    video files are; people_bodies: where the motion clips are), and `objects_per_shard`, which makes it a sharded set
-    of tars.
+    video files are; people_bodies: where the motion clips are; the paper's other sets: where their files are, see their
+    data cards), `strict` (of the latter: an object that cannot be used is an error), and `objects_per_shard`, which
+    makes it a sharded set of tars, of which `part` prepares a part.
     Raises ConfigError for an unknown name or an option that its reader does not take, and DataError for data that
     cannot be used.
     """
@@ -47,10 +52,10 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet:
 
         known = sorted(READERS)
         require(
-            own.is_prepared(config.name) and not options,
+            own.is_prepared(config.name) and options.keys() <= {"objects_per_shard"},
             f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}",
         )
-        return own.prepare(config)
+        return own.prepare(config, **options)
     reader = import_module(f".sets.{READERS[config.name]}", __name__).prepare
     for option in options:
         taken = list(signature(reader).parameters)[1:]

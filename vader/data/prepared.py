@@ -46,7 +46,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Kind(Generic[Item]):
-    """What a set holds: how one object is written to and read from its folder, and what a set's settings ask of it."""
+    """A kind of object: how one is written to and read from its folder, and what a set's settings ask of it."""
 
     name: str  # as the manifest has it; "sequences" is left out there
     save: Callable[..., None]  # (object, folder, what else belongs to it)

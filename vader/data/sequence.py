@@ -1,4 +1,4 @@
-"""One type for multi-view data sets, `Sequence`: an object seen by cameras; and how it lies on disk.
+"""One type for multi-view data sets, `Sequence`: an object seen by cameras, and its files on disk.
 
 In a prepared set (`vader.data.prepared`) an object is a folder
 

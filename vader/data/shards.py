@@ -76,7 +76,7 @@ class ShardedSet:
 
     @property
     def keys(self) -> Keys:
-        """Of the training objects."""
+        """Keys of the training objects."""
         return Keys(self.table["key"][self.train])
 
     def shard(self, row: int) -> Path:
@@ -108,7 +108,7 @@ class ShardedSet:
         ).validate(self.shard(row))
 
     def captions(self) -> list[str | None]:
-        """Of all objects, in their order: read from the shards once, then from `captions.json` beside them."""
+        """Captions of all objects, in their order: read from the shards once, then from `captions.json` beside them."""
         file = self.folder / "captions.json"
         if file.is_file() and (kept := read_json(file))["checksum"] == self.checksum:
             return kept["captions"]
@@ -237,7 +237,7 @@ def load_shards(folder: Path, window: int = WINDOW) -> ShardedSet:
 def read_manifest(file: Path, folder: Path, window: int = WINDOW) -> ShardedSet:
     """The set in `folder` that the manifest `file` describes. Raises DataError naming the line at fault."""
     with open(file, "rb") as stream:
-        head = _fields(stream.readline(), HEAD, f"{file}, line 1")
+        head = fields_of(stream.readline(), HEAD, f"{file}, line 1")
         if head["schema"] != SCHEMA_VERSION:
             raise DataError(f"{file}: field 'schema' is {head['schema']!r}, expected {SCHEMA_VERSION}; write it again")
         try:
@@ -251,7 +251,7 @@ def read_manifest(file: Path, folder: Path, window: int = WINDOW) -> ShardedSet:
             if count > len(table):
                 raise DataError(f"{file}, line {count + 1}: expected {len(table)} objects as line 1 says")
             where = f"{file}, line {count + 1}"
-            entry = _fields(line, FIELDS, where)
+            entry = fields_of(line, FIELDS, where)
             if entry["split"] not in SPLITS or entry["views"] != views:
                 got = f"split {entry['split']!r} and {entry['views']} views"
                 raise DataError(f"{where}: object {entry['key']!r} has {got}, expected one of {SPLITS} and {views}")
@@ -285,7 +285,8 @@ def _row_type(longest_key: int) -> np.dtype:
     return np.dtype(fields)
 
 
-def _fields(line: bytes, names: tuple[str, ...], where: str) -> dict[str, Any]:
+def fields_of(line: bytes, names: tuple[str, ...], where: str) -> dict[str, Any]:
+    """A line of a manifest, with exactly these fields. Raises DataError, beginning with `where`."""
     try:
         value = json.loads(line)
     except ValueError as error:

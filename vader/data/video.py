@@ -1,4 +1,4 @@
-"""Monocular videos of one subject each (`Video`), and the truth about them, hidden from the model (`Truth`).
+"""Monocular videos of one subject each (`Video`), and the ground truth about them, hidden from the model (`Truth`).
 
 In a prepared set (`vader.data.prepared`) a video is a folder
 
@@ -11,9 +11,9 @@ In a prepared set (`vader.data.prepared`) a video is a folder
         parts/000.png  which part a pixel shows
         normals/000.png  the surface's normal there
 
-The camera is UVA's (field of view 0.175 rad, the subject between depths 9.5 and 11.5): it stands still 10.5 before
-the centre of the cube [-1, 1]^3 (`UVA_CAMERA` in vader/settings/videos.py), which is where the subject is, y up
-and, on the whole, facing the camera. Camera axes are OpenCV's (x right, y down, z forward).
+The camera is UVA's (`UVA_CAMERA` in vader/settings/videos.py): field of view 0.175 rad, the subject between depths 9.5
+and 11.5. It stands still 10.5 before the centre of the cube [-1, 1]^3. The subject is in that cube, y up and, on the
+whole, facing the camera. Camera axes are OpenCV's (x right, y down, z forward).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a renderer knows of its video, for evaluation only."""
+    """The ground truth of a rendered video, for evaluation only."""
 
     parts: Tensor  # (t, h, w) uint8: index of the part that most of the pixel's coverage shows, NO_PART without any
     poses: Tensor  # (t, p, 4, 4) float32: each part's own frame to camera, rigid, OpenCV axes

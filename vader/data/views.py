@@ -1,7 +1,7 @@
-"""Views for training: the objects of a step, and the pixels and cameras of chosen views.
+"""Training views: the objects of a step, and the pixels and cameras of chosen views.
 
-The two are separate, so that a draw can be split over processes: `members` divides the objects into partitions,
-`draw` chooses among those of one, and `batch` gathers what was chosen, in whichever process it is called.
+The two are separate, so that a draw can be split over processes. `members` divides the objects into partitions,
+`draw` chooses among those of one, and `batch` gathers the chosen ones, in whichever process it is called.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Batch:
 
     @property
     def cameras(self) -> Cameras:
-        """Those of all b * v images, object by object."""
+        """Cameras of all b * v images, object by object."""
         h, w = self.masks.shape[-2:]
         return Cameras(self.world_to_camera.flatten(0, 1), self.intrinsics.flatten(0, 1), h, w)
 
@@ -106,7 +106,7 @@ class ShardOrder:
         self._epochs: dict[int, Tensor] = {}  # the two used last: reading ahead crosses into the next
 
     def objects(self, step: int, count: int) -> Tensor:
-        """Those of a step of `count`. Raises DataError where there are not so many."""
+        """The objects of a step of `count`. Raises DataError where there are not so many."""
         if len(self.members) < count:
             raise DataError(
                 f"{self.name} has {len(self.members)} training objects in its shards, expected at least the {count} of "

@@ -86,7 +86,7 @@ class Denoising:
         )
 
     def features(self, autodecoder_run: Run) -> Tensor | StoredLatents:
-        """What is normalised and learned, (n, c, r, r, r): in memory, or where it is too large in a file."""
+        """Latents that are normalised and learned, (n, c, r, r, r): in memory or, if too large, in a file."""
         autodecoder = load_autodecoder(autodecoder_run, self.config, self.device)
         size = 4 * math.prod((len(autodecoder_run.record["objects"]), *self.config.autodecoder.latent_shape))
         if size > latents.IN_MEMORY:
@@ -137,7 +137,7 @@ class Denoising:
         return {"denoiser": self.denoiser, "ema": self.ema.module}
 
     def facts(self) -> dict[str, Any]:
-        """What the run's record should say beside the usual."""
+        """Facts that the run's record keeps beside the usual ones."""
         return {
             "latents": len(self.latents),
             "largest_normalized_latent": largest(self.latents),

@@ -79,7 +79,7 @@ def edm_loss(
 def corruption(
     shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str, p_mean: float, p_std: float
 ) -> tuple[Tensor, Tensor]:
-    """What a batch of this shape is corrupted with: sigma (b,), with ln sigma ~ N(p_mean, p_std^2), and noise n."""
+    """The corruption of a batch of this shape: sigma (b,), with ln sigma ~ N(p_mean, p_std^2), and noise n."""
     sigma = (p_mean + p_std * standard_normal(shape[:1], generator, device)).exp()
     return sigma, standard_normal(shape, generator, device)
 

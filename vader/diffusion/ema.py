@@ -21,7 +21,7 @@ class EMA:
         self.half_life, self.rampup = half_life, rampup
 
     def decay(self, latents_seen: int, batch_size: int) -> float:
-        """What remains of the average after a step; 0 at the very first one."""
+        """The share of the average that remains after a step, 0 at the very first one."""
         half_life = min(self.half_life, self.rampup * latents_seen)
         return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
 

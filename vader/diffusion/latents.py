@@ -1,7 +1,8 @@
 """Latents of more objects than memory holds: extracted once into a file, read from it batch by batch.
 
-The file is a run of its own (`vader.store.runs`), `<data>-latents-<digest>`: found under the digest of the stage-1 run,
-written by one process while others wait, resumed where it was stopped, and checked against the SHA-256 in its DONE.
+The file is a run of its own (`vader.store.runs`), `<data>-latents-<digest>`, found under the digest of the stage-1 run.
+One process writes it while others wait, and resumes where it was stopped. It is checked against the SHA-256 in its
+DONE.
 """
 
 from __future__ import annotations

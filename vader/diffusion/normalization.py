@@ -6,9 +6,9 @@ the standard deviation if F is normal. Three scalings of it occur in the paper a
 
     (F - m) / IQR                          robust std 0.74        the formula of Sec. 3.3, taken by itself
     (F - m) / (0.7413 IQR)                 robust std 1           the definition of the normalised IQR
-    sigma_data (F - m) / (0.7413 IQR)      robust std sigma_data  what EDM's preconditioning assumes; used here
+    sigma_data (F - m) / (0.7413 IQR)      robust std sigma_data  EDM's preconditioning assumes it; used here
 
-The last one is what "we modify the feature statistics" to match sigma_data = 0.5 asks for.
+The paper's "we modify the feature statistics" to match sigma_data = 0.5 asks for the last one.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class RobustStatistics:
 
     @property
     def scale(self) -> Tensor:
-        """What one unit of normalised features is worth: std / sigma_data, with the std of `mode`."""
+        """The size of one unit of normalised features: std / sigma_data, with the std of `mode`."""
         return (NORMALIZED_IQR * self.iqr if self.mode == "robust" else self.std) / self.sigma_data
 
     def normalize(self, features: Tensor) -> Tensor:

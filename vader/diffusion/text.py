@@ -1,11 +1,11 @@
 """Captions as contexts of the denoiser (b, l, k): encoded once, stored beside the data, checked when loaded (C.2).
 
-The paper takes the 11-billion-parameter T5, 1024 numbers a token, and 32 tokens: longer sentences are trimmed, shorter
+The paper takes the 11-billion-parameter T5, 1024 numbers a token, and 32 tokens. Longer sentences are trimmed, shorter
 ones padded with zeros. Here the experiment's `TextConfig` names the encoder, any T5 or the small MiniLM that a package
-ships; which one it is decides the digest of the stored embeddings and of the runs that are trained with them. Nothing
-else is ever taken in its place.
+ships. The encoder decides the digest of the stored embeddings and of the runs that are trained with them. Nothing else
+is ever taken in its place.
 
-A prepared set gets a file `text-<encoder>-<digest>.safetensors` with its embeddings and what they were made from.
+A prepared set gets a file `text-<encoder>-<digest>.safetensors` with its embeddings and the captions they are of.
 """
 
 from __future__ import annotations

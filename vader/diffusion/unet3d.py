@@ -1,12 +1,12 @@
 """The denoising network (Sec. 3.3, B.2): the ADM U-Net of Dhariwal & Nichol, as EDM sizes it, in 3D.
 
-Every 2D operation has its 3D counterpart: 3x3x3 convolutions, group normalisation over a channel
-group's whole volume, self-attention over all d * h * w cells, and a 2x2x2 box filter that changes the
-resolution of all three axes inside a residual block. For text, an LDM transformer (Rombach et al.)
-follows the self-attention at the resolutions of Table 5.
+Every 2D operation has its 3D counterpart. Convolutions are 3x3x3, group normalisation runs over a channel group's whole
+volume, and self-attention over all d * h * w cells. A 2x2x2 box filter changes the resolution of all three axes inside
+a residual block. For text, an LDM transformer (Rombach et al.) follows the self-attention at the resolutions of
+Table 5.
 
 Shapes: volumes (b, c, d, h, w), tokens (b, n, c) with n = d * h * w, context (b, l, k). The network is
-made for `memory_format=torch.channels_last_3d`, in which the two are the same memory; any other format works.
+made for `memory_format=torch.channels_last_3d`, in which the two are the same memory. Any other format works.
 """
 
 from __future__ import annotations

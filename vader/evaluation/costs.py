@@ -1,7 +1,7 @@
 """Costs of a configuration: parameters, operations and bytes, measured on the modules that it builds.
 
 Models are built on the meta device, where tensors have shapes but no memory, so the paper's own sizes cost nothing to
-measure. A multiplication with its addition counts as two operations (FLOP), as usual; a forward pass is for one object.
+measure. A multiplication with its addition counts as two operations (FLOP), as usual. A forward pass is for one object.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call a notebook can show.
+"""Scores of one experiment by the paper's protocol (Sec. 4.2), each step a call that a notebook can show.
 
 FID/KID compare `views` random views of `num_samples` generated objects with `real_views` random images of every
-training object; PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
-`shape_evaluation`.
+training object. PSNR and LPIPS compare reconstructions with views that training never drew. Shapes are compared in
+`vader.evaluation.shapes`.
 
 A sample whose pictures are not finite is left out of FID and KID, and counted in the note of their rows. An empty
 volume has a picture like any other: a black one.
@@ -11,6 +11,7 @@ volume has a picture like any other: a black one.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,13 @@ class Mean:
 
 
 def mean_over_objects(values: Tensor) -> Mean:
-    """values: (n,), one for each object."""
+    """values: (n,), one for each object; those that are NaN had nothing to be measured, and are left out.
+
+    Raises MetricError where nothing is left.
+    """
+    values = values[~values.isnan()]
+    if len(values) == 0:
+        raise MetricError("no object has a held-out view with a foreground pixel, expected some to measure")
     value, std = values.mean().item(), values.std(correction=1).item() if len(values) > 1 else 0.0
     half = INTERVAL * std / len(values) ** 0.5
     return Mean(value, std, value - half, value + half, len(values))
@@ -88,7 +95,11 @@ def heldout_reconstruction(models: Models, objects: Sequence[int] | None = None)
 
 def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Reconstruction of training objects (default: all) on their held-out views: 'psnr', 'psnr_foreground' (dB) and
-    'lpips', (n,) each."""
+    'lpips', (n,) each.
+
+    A view without a foreground pixel says nothing of the foreground: it is left out of 'psnr_foreground', which is NaN
+    where an object has no other, and a warning counts such views.
+    """
     data, samples = models.data.split("train"), models.config.reconstruction.num_samples
     views = slice(data.train_views, data.train_views + data.heldout_views)
     perceptual = LPIPS("alex")
@@ -98,15 +109,24 @@ def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict
         volume = models.reconstruct([index])
         rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
         target, mask = sequence.colours(views), sequence.alphas(views)
+        shown = (mask >= 0.5).flatten(1).any(1)
         return {
+            "bare": (~shown).sum(),
             "psnr": psnr(rendered, target).mean(),
-            "psnr_foreground": psnr(rendered, target, mask).mean(),
+            "psnr_foreground": psnr(rendered[shown], target[shown], mask[shown]).mean(),
             "lpips": perceptual(rendered, target).mean(),
         }
 
     chosen = range(len(data)) if objects is None else objects
     done = side_by_side(score, chosen, models.device)
     scores = list(tqdm(done, desc="held-out views", total=len(chosen), disable=None))
+    bare = {data[index].key: int(found.pop("bare")) for index, found in zip(chosen, scores, strict=True)}
+    if named := [key for key, count in bare.items() if count]:
+        warnings.warn(
+            f"{sum(bare.values())} held-out views of {len(named)} objects ({', '.join(named[:3])}) have no foreground "
+            "pixel and are left out of psnr_foreground",
+            stacklevel=2,
+        )
     return {name: torch.stack([values[name] for values in scores]) for name in scores[0]}
 
 

@@ -1,7 +1,7 @@
-"""Scores of learned poses, parts and animations on videos whose truth is known (beyond the paper).
+"""Scores of learned poses, parts and animations on videos with known ground truth (beyond the paper).
 
 Silhouettes and PSNR are of held-out frames of training videos, which show a known subject in poses that never trained.
-Parts and poses are compared with the truth, which no model has seen: `metrics.poses` says how.
+Parts and poses are compared with the ground truth, which no model has seen (`metrics.poses`).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def render_in_random_poses(animator: Animator, system: System, count: int, views
 
 
 def shown_by_both(clip: Clip, truth: Truth) -> Tensor:
-    """Where both silhouettes are, (t, h, w)."""
+    """The overlap of both silhouettes, (t, h, w)."""
     return (clip.occupancy >= 0.5) & (truth.parts != NO_PART)
 
 

@@ -1,4 +1,4 @@
-"""Shapes of one system against real ones (A.1, Tab. 4), each step a call a notebook can show.
+"""Shapes of one system against real ones (A.1, Tab. 4), each step a call that a notebook can show.
 
 A sample becomes 2,048 points on the surface that marching cubes finds in its density, at the threshold
 sigma* = ln 2 / voxel of `metrics.surfaces`, and for the sweep at half and at twice that. A real object becomes as many
@@ -9,7 +9,7 @@ points on its reference mesh, in the same canonical coordinates [-1, 1]^3, which
     scores = score([reference.distances(shapes)])
 
 A sample has no shape where its density is NaN or infinite, or nowhere exceeds the threshold. Such samples are counted,
-named in the note of each row, and left out of the generated set without being replaced: a smaller set covers less and
+named in the note of each row, and left out of the generated set without being replaced. A smaller set covers less and
 matches worse, so that nothing is gained by failing.
 """
 
@@ -48,7 +48,7 @@ class Shapes:
 
     @property
     def note(self) -> str:
-        """What a row says of the set."""
+        """The note of a row about the set."""
         faults = {"are not finite": self.broken, "have no surface": self.empty}
         said = [f"{count} of {self.total} {what} and are left out" for what, count in faults.items() if count]
         return "; ".join([f"{len(self.clouds)} clouds of {self.clouds.shape[1]} points", *said])

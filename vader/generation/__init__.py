@@ -1,1 +1,1 @@
-"""From trained runs to objects: sampled, reconstructed, animated, and rendered."""
+"""Objects of trained runs: sampled, reconstructed, animated, and rendered."""

@@ -130,7 +130,7 @@ class Animator:
         Args:
             volume: (1 + 3 + p, S, S, S) of any subject of this model: learned, generated or fitted.
             driving: a video, its frames (t, h, w, 3), or poses (t, p, 3, 4) that some model has read.
-            cameras: one, or one for each frame, such as `turntable`; the videos' fixed camera by default.
+            cameras: one, or one for each frame, such as `turntable`. The default is the videos' fixed camera.
             resolution: of the fixed camera's picture, the data's by default.
 
         Raises:

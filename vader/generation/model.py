@@ -1,4 +1,4 @@
-"""A trained model by its name, and what can be made with it: `vader.load`.
+"""A trained model by its name, and the objects that it makes: `vader.load`.
 
     model = vader.load("furniture_chairs")
     chairs = model.sample(8, seed=0)                        # objects that no image shows
@@ -137,12 +137,12 @@ class Model:
         """An object that never trained, fitted to its images (`autodecoder.inversion.invert`).
 
         Args:
-            images: (v, h, w, 3), the object on black, or (v, h, w, 4) with coverage as alpha; uint8, or float in
+            images: (v, h, w, 3), the object on black, or (v, h, w, 4) with coverage as alpha, uint8 or float in
                 [0, 1]. cameras: v cameras of that image size, in the world of the cube.
             masks: (v, h, w) coverage, of the same kind. Where there is neither mask nor alpha, silhouettes are not
                 compared (Eq. 2), and black may be empty or black.
-            settings: steps and rates; those of the profile by default.
-            perceptual: whether images are compared by VGG features, too, where the training did so; needs the weights.
+            settings: steps and rates, those of the profile by default.
+            perceptual: whether images are compared by VGG features, too, where the training did so. Needs the weights.
 
         Raises InversionError for images, masks and cameras that do not fit together, WeightsError for missing VGG.
         """

@@ -44,9 +44,9 @@ class ObjectError(ValueError):
 class VolumeObject:
     """A volume, what it is of, and how it is looked at.
 
-    volume: (4, S, S, S) float, density per unit length and colour in [0, 1]; the cube [-1, 1]^3, y up, +z the front.
-    origin: what made it, JSON values: `kind` ("sample", "reconstruction", ...), `model`, `profile`, `runs` by their
-    digests, and what else decides it, such as `seed`, `index`, `prompt`.
+    volume: (4, S, S, S) float, density per unit length and colour in [0, 1], over the cube [-1, 1]^3, y up, +z front.
+    origin: what made it, as JSON values. These are `kind` ("sample", "reconstruction", ...), `model`, `profile`, `runs`
+        by their digests, and others that decide it, such as `seed`, `index`, `prompt`.
     """
 
     name: str  # a file name without its suffix

@@ -1,8 +1,8 @@
 """Work on a CPU for all cores: whole jobs side by side, each on a core of its own.
 
-Sharing every operation among the cores makes them wait for each other at each of thousands of small operations, and
-where something else runs on one of them, all of them wait for that: twenty times as long and more. Jobs that share
-nothing wait once, at the end. Their results are also the same bits for every number of cores.
+Where every operation is shared among the cores, they wait for each other at each of thousands of small operations. If
+something else runs on one core, all of them wait for that one: twenty times as long and more. Jobs that share nothing
+wait once, at the end. Their results are also the same bits for every number of cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From trained runs to volumes and pictures: reconstruct training objects, generate new ones, render both."""
+"""Volumes and pictures of trained runs: reconstruct training objects, generate new ones, render both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 32  # objects decoded or denoised at once; a core of a CPU takes `cores.
 
 
 class Generator(Protocol):
-    """What evaluation asks of a system, whatever its objects are made of. Sample i of seed s depends on (i, s) only.
+    """The interface of a system to evaluation, whatever its objects are. Sample i of seed s depends on (i, s) only.
 
     On a CPU `pictures` is called by several threads at once, for different samples.
 
@@ -96,7 +96,7 @@ class Models:
         return self.autodecoder(torch.as_tensor(objects, device=self.device))
 
     def generator(self, system: System | Generator, name: str = "samples") -> Generator:
-        """What evaluation works on: a system of volumes, rendered as stage 1 renders; any other is itself."""
+        """The `Generator` of a system: one of volumes is rendered as stage 1 renders, any other is itself."""
         if hasattr(system, "pictures"):
             return system
         return VolumeGenerator(name, system, self.config.reconstruction.num_samples)
@@ -114,8 +114,8 @@ class Models:
     def features(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
         """The samples of latent diffusion as features F (n, c, r, r, r), de-normalised: what G2 decodes.
 
-        captions: of a conditional model; sample i is of captions[i % len(captions)]. guidance: the weight s of
-        u + s (c - u), by default the experiment's; 0 samples without the captions. Raises ConfigError where captions
+        captions: of a conditional model. Sample i is of captions[i % len(captions)]. guidance: the weight s of
+        u + s (c - u), by default the experiment's. 0 samples without the captions. Raises ConfigError where captions
         are missing or not wanted, and for a guidance other than 1 of an unconditional model.
         """
         config = self.config if guidance is None else self.config.replace(sampler=dict(guidance=guidance))

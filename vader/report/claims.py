@@ -58,13 +58,18 @@ def write_claims() -> list[Path]:
 
 
 def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """All claims by profile, failed ones first, each with the report that decided it."""
+    """All claims by profile, failed ones first, each with the report that decided it.
+
+    A claim that one report leaves untested and another one of the profile decides, on other data, is listed as decided.
+    """
     profiles: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         source = {key: report[key] for key in ("notebook", "seed", "digest", "commit")}
         profiles.setdefault(report["profile"], []).extend({**claim, **source} for claim in report["claims"])
     ledger = {}
     for profile, claims in sorted(profiles.items()):
+        decided = {claim["id"] for claim in claims if claim["verdict"] != "not_tested"}
+        claims = [claim for claim in claims if claim["verdict"] != "not_tested" or claim["id"] not in decided]
         claims.sort(key=lambda claim: (VERDICTS.index(claim["verdict"]), claim["id"], claim["notebook"]))
         counts = Counter(claim["verdict"] for claim in claims)
         ledger[profile] = {"counts": {verdict: counts[verdict] for verdict in VERDICTS}, "claims": claims}

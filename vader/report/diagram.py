@@ -1,7 +1,7 @@
-"""Pictures of the method: the framework drawn from its modules, and one object on its way through it.
+"""Pictures of the method: the framework drawn from its modules, and one object followed through it.
 
-Nothing here is drawn by hand: shapes, parameters and operations come from the live modules (`costs`), volumes from a
-forward pass that is watched.
+Nothing here is drawn by hand. Shapes, parameters and operations come from the live modules (`costs`), and volumes from
+a forward pass that is watched.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data import SequenceSet
+from ..data.hull_check import HullCheck
+from ..data.sequence import Sequence
 from ..evaluation.metrics.features import to_uint8
 from ..rendering.cameras import AZIMUTHS, ELEVATION
 from ..rendering.strips import picture_row, three_views
@@ -38,7 +40,7 @@ def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int
 
 
 def captioned_objects(
-    volumes: Tensor, captions: Sequence[str], config: DataConfig, num_samples: int, title: str, columns: int = 3
+    volumes: Tensor, captions: Iterable[str], config: DataConfig, num_samples: int, title: str, columns: int = 3
 ) -> Figure:
     """Objects (n, 4, S, S, S) as in Figures 4 and 5: three views above their normals, depth of the right-most view,
     and the caption below."""
@@ -122,3 +124,48 @@ def cloud_grid(clouds: dict[str, np.ndarray], title: str) -> Figure:
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     return figure
+
+
+def hull_rows(objects: list[tuple[Sequence, HullCheck]], title: str) -> Figure:
+    """Objects under each other: the cameras around the cube, and the frames of the check, green where the visual hull
+    is, red where it leaves the mask empty."""
+    from matplotlib.figure import Figure
+
+    frames = max(len(check.frames) for _, check in objects)
+    figure = Figure(figsize=(2.6 * (frames + 1), 2.8 * len(objects) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for row, (sequence, check) in enumerate(objects):
+        place = row * (frames + 1) + 1
+        _draw_cameras(figure.add_subplot(len(objects), frames + 1, place, projection="3d"), sequence)
+        for column, (frame, mask, hull) in enumerate(zip(check.frames, check.masks, check.hulls, strict=True), 1):
+            axis = figure.add_subplot(len(objects), frames + 1, place + column)
+            picture = sequence.images[frame].permute(2, 0, 1)[None].float() / 255
+            grey = torch.nn.functional.interpolate(picture, mask.shape)[0].mean(0)
+            colour = torch.stack([mask & ~hull, hull, torch.zeros_like(hull)], dim=-1).float()
+            axis.imshow((0.55 * grey[..., None] + 0.45 * colour).numpy(), interpolation="nearest")
+            axis.set_title(f"view {frame}", fontsize=8)
+            axis.axis("off")
+        figure.axes[row * (frames + 1)].set_title(f"{check.key}\nhull IoU {check.iou:.3f}", fontsize=8)
+    return figure
+
+
+def _draw_cameras(axis, sequence: Sequence) -> None:
+    """Pyramids of the cameras' pictures, each from its centre, and the cube; y is up."""
+    cameras = sequence.cameras
+    centres = cameras.centres().double()
+    reach = centres.norm(dim=1).max().item()
+    corners = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]).double()
+    corners = corners * torch.tensor([cameras.width, cameras.height])
+    pixels = torch.cat([corners, torch.ones(5, 1)], dim=1)
+    for number, centre in enumerate(centres):
+        rays = pixels @ torch.linalg.inv(cameras.intrinsics[number].double()).T
+        edge = centre + 0.12 * reach * rays @ cameras.world_to_camera[number, :, :3].double()
+        lines = torch.cat([edge, torch.stack([centre, edge[1], edge[2], centre, edge[3]])])
+        axis.plot(*(lines[:, i].numpy() for i in (2, 0, 1)), linewidth=0.5, color="tab:blue")
+    for along in range(3):  # the cube's edges
+        for a, b in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            edge = torch.tensor([[float(a), float(b)]] * 2)
+            ends = torch.cat([edge[:, :along], torch.tensor([[-1.0], [1.0]]), edge[:, along:]], dim=1)
+            axis.plot(*(ends[:, i].numpy() for i in (2, 0, 1)), linewidth=0.8, color="tab:orange")
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), xticks=[], yticks=[], zticks=[])
+    axis.set_box_aspect((1, 1, 1))

@@ -38,7 +38,7 @@ class ParameterError(ValueError):
 def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any]) -> None:
     """Refuse a notebook's unknown and mistyped parameters; to be called before it defines anything else.
 
-        check_parameters(globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**32))
+        check_parameters(globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**31))
 
     known: for each parameter its type, or the values it may take. In a fresh kernel every variable that is none of
     IPython's own must be a known parameter; a later call in the same kernel, as after an edit in Jupyter, checks
@@ -59,7 +59,7 @@ def check_parameters(namespace: dict[str, Any], **known: type | Collection[Any])
 
 
 def begin(name: str, namespace: dict[str, Any], **known: type | Collection[Any]) -> Report:
-    """What every notebook begins with: its parameters checked (`check_parameters`), and its report, still empty.
+    """The first call of every notebook: it checks the parameters (`check_parameters`) and returns an empty report.
 
         report = begin("table1", globals(), profile=PROFILES, data=("procedural", "furniture"), seed=range(2**31))
 

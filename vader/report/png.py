@@ -1,4 +1,4 @@
-"""Small PNG files: as few colours as a reader needs, and no more pixels than a place shows."""
+"""Small PNG files: few colours, and no more pixels than a page shows."""
 
 from __future__ import annotations
 

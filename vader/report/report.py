@@ -1,4 +1,4 @@
-"""`Report`, which a notebook fills and saves, and the verdict on a claim."""
+"""`Report`, which a notebook fills and saves; and all reports of a folder, read and checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Report:
         self._weights_before = len(taken())
 
     def row(self, *, system: str, dataset: str, metric: str, value: float, source: str, **fields: Any) -> None:
-        """Add a number. fields: see `contract.ROW_FIELDS`; numpy and torch scalars are taken as numbers."""
+        """Add a number. fields: see `schema.ROW_FIELDS`; numpy and torch scalars are taken as numbers."""
         row = {"system": system, "dataset": dataset, "metric": metric, "value": value, "source": source, **fields}
         row = {key: item.item() if hasattr(item, "item") else item for key, item in row.items() if item is not None}
         if source == "measured" and metric in COUNTS:
@@ -121,9 +121,6 @@ class Report:
 def notebook_part(notebook: str, data: str = "procedural") -> str:
     """The first part of a report's file name: the notebook, and the data where they are not its default."""
     return notebook if data == "procedural" else f"{notebook}-{data}"
-
-
-# ---------------------------------------------------------------------------------------------------- verdicts
 
 
 # ------------------------------------------------------------------------------------------------ all reports

@@ -1,4 +1,4 @@
-"""Reports as tables to read."""
+"""Tables of reports: data frames, and styled HTML to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of poses that are learned from video; `profiles.py` has their smaller sizes."""
+"""The settings of poses that are learned from video. `profiles.py` has their smaller sizes."""
 
 from __future__ import annotations
 
@@ -122,5 +122,5 @@ class ArticulationConfig:
 
     @property
     def distance(self) -> float:
-        """From the camera to the centre of the canonical cube, in halves of its edge."""
+        """Distance from the camera to the centre of the canonical cube, in halves of its edge."""
         return (self.near + self.far) / 2 / self.margin

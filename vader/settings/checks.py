@@ -6,6 +6,8 @@ import difflib
 from dataclasses import field
 from typing import Any
 
+SEEDS = range(2**31)  # what a seed may be, in commands, notebooks and settings alike
+
 
 class ConfigError(ValueError):
     """A setting that cannot work, found before any work starts."""
@@ -15,6 +17,11 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ConfigError` unless `seed` is one of SEEDS."""
+    require(seed in SEEDS, f"seed is {seed}, expected an integer from 0 to {SEEDS[-1]}")
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -1,11 +1,11 @@
-"""The settings of DiffRF and its sizes per profile; `diffrf.py` says what is the original's and what is not."""
+"""The settings of DiffRF and its sizes per profile; `vader/baselines/diffrf.py` tells its choices from ours."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .checks import ConfigError, nearest, require
+from .checks import ConfigError, check_seed, nearest, require
 from .diffusion import UNetConfig
 from .experiment import Experiment
 
@@ -46,7 +46,7 @@ class FieldsConfig:
 
     @property
     def updates(self) -> int:
-        """How often each object is updated."""
+        """Number of updates of each object."""
         return -(-self.rays_per_object // self.rays_per_step)
 
 
@@ -110,6 +110,7 @@ class DiffRFConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         size, patch = self.fields.resolution, self.diffusion.patch_size
         require(size % patch == 0, f"resolution {size} does not divide into patches of patch_size {patch}")
         self.unet.resolutions(size // patch)

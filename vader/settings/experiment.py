@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .articulation import ArticulationConfig
 from .autodecoder import AutodecoderConfig, ReconstructionConfig
-from .checks import later, require
+from .checks import check_seed, later, require
 from .diffusion import DiffusionTrainingConfig, SamplerConfig, TextConfig, UNetConfig
 
 
@@ -64,6 +64,7 @@ class Experiment:
     articulation: ArticulationConfig = later(ArticulationConfig())  # of videos, where autodecoder.lbs_channels > 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
         require(
             self.conditional or self.sampler.guidance == 1,

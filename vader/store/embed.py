@@ -1,4 +1,4 @@
-"""How the pretrained weights were made that ship inside the package, in `embedded`.
+"""The making of the pretrained weights that ship inside the package, in `embedded`.
 
     python -m vader.store.embed alexnet_features.safetensors
 

@@ -113,7 +113,8 @@ def save_weights(
     """Write a module's state, or named tensors, to a safetensors file with `config` as JSON in its metadata.
 
     dtype: what floating-point tensors are stored as (others, such as batch counts, stay as they are). The same
-    tensors, config and dtype give the same bytes. Raises RunError naming a tensor that `dtype` cannot hold.
+    tensors, config and dtype give the same bytes. Raises RunError naming a tensor that `dtype` cannot hold, and where
+    the file cannot be written.
     """
     path = Path(path)
     stored = {}
@@ -123,9 +124,14 @@ def save_weights(
             raise RunError(f"{path}: {name} has values up to {tensor.abs().max():.3g}, more than {dtype} can hold")
         stored[name] = kept.contiguous()
     partial = path.with_name(path.name + ".tmp")
-    save_file(stored, partial, metadata={"config": canonical(config, "config")})
-    sync(partial)
-    partial.replace(path)
+    try:
+        save_file(stored, partial, metadata={"config": canonical(config, "config")})
+        sync(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:  # the latter from a full disk, too
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise RunError(f"{path}: weights cannot be written ({error}); checkpoints stay") from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -177,3 +183,12 @@ def sync(path: Path) -> None:
 def sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_sha256(place: Path) -> str:
+    """SHA-256 (hex) of a file, or of all files of a folder and below, by name and content."""
+    files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(place.parent).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -3,13 +3,14 @@
 A run is a folder `runs/<name>-<first 12 digits of the digest>`:
 
     settings.json     schema version, name, digest and the settings it is the digest of
-    record.json       what happened: commit, versions, device, seconds, peak memory, seed, loss curves
+    record.json       the course of the training: commit, versions, device, seconds, peak memory, seed, loss curves
     *.safetensors     weights, with their configuration as JSON metadata
     DONE              written last: the SHA-256 of each weights file
 
 While it trains it is called `….partial` and also holds `checkpoint*` files, which go when it is
-published. Equal settings have equal digests, and any other setting makes another run, so a changed
-default cannot meet a stale result; device, worker count and log paths are no settings. `get` finds
+published. DONE is on the disk before the folder takes its final name, so that every folder of that name is whole.
+Equal settings have equal digests, and any other setting makes another run, so a changed default cannot meet a stale
+result. Device, worker count and log paths are no settings. `get` finds
 a run here or among the committed reference runs, or trains it.
 """
 
@@ -54,6 +55,7 @@ __all__ = [
     "utc_now",
 ]  # fmt: skip
 
+DONE = "DONE"
 SCHEMA_VERSION = 1  # raise it when the same settings come to mean another result
 
 
@@ -62,7 +64,7 @@ class Paused(Exception):
 
 
 class Pixels(Protocol):
-    """What the store asks of a data set: how its pictures differ from those of a run's record."""
+    """The interface of a data set to the store: how its pictures differ from those of a run's record."""
 
     def compare_pixels(self, record: dict[str, Any]) -> str | None:
         """None, or a sentence on how large the difference is. Raises ValueError with it where it is no small one."""
@@ -128,7 +130,8 @@ def get(name: str, settings: Any, train: Callable[[Path], None], data: Pixels | 
             run = find(name, settings)  # the other process may have finished it
             if run is None:
                 work = begin(name, settings)
-                train(work)
+                if not (work / DONE).is_file():  # else a crash came between the end of the training and its new name
+                    train(work)
                 run = publish(work)
         finally:
             lock.release()
@@ -166,7 +169,9 @@ def matching(name: str, settings: dict[str, Any], unknown: tuple[str, ...] = ("d
     """
     wanted, found = {key: value for key, value in plain(settings).items() if key not in unknown}, {}
     for place in (runs_dir(), reference_runs_dir()):
-        for done in sorted(place.glob(f"{name}-*/DONE")):
+        for done in sorted(place.glob(f"{name}-*/{DONE}")):
+            if done.parent.name.endswith(".partial"):
+                continue
             with contextlib.suppress(RunError, KeyError):
                 head = read_json(done.with_name("settings.json"))
                 if {key: value for key, value in head["settings"].items() if key not in unknown} == wanted:
@@ -179,12 +184,12 @@ def open_run(folder: Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run")
-    if not (folder / "DONE").is_file():
+    if not (folder / DONE).is_file():
         raise RunError(
             f"{folder}: has no DONE, so it was not finished or not copied whole; "
             f"remove the folder, or rename it to {folder.name.removesuffix('.partial')}.partial to resume its training"
         )
-    head, record, files = _read_settings(folder), read_json(folder / "record.json"), read_json(folder / "DONE")["files"]
+    head, record, files = _read_settings(folder), read_json(folder / "record.json"), read_json(folder / DONE)["files"]
     for file, expected in files.items():
         if not (folder / file).is_file():
             raise RunError(f"{folder / file}: no such file, expected the weights that DONE lists")
@@ -209,8 +214,9 @@ def begin(name: str, settings: Any) -> Path:
 def publish(work: Path) -> Run:
     """Turn a work folder whose training is complete into a finished run, and drop its checkpoints.
 
-    Everything is on the disk before the folder takes its final name, and DONE is written after that: whatever
-    moment a crash chooses, a folder with DONE is whole. Raises RunError if weights or record are missing.
+    Everything is on the disk before DONE is, and DONE before the folder takes its final name. So whatever moment a
+    crash chooses, a folder with DONE is whole, and one of the final name has DONE. Raises RunError if weights or
+    record are missing.
     """
     work = Path(work)
     if not work.name.endswith(".partial"):
@@ -223,19 +229,19 @@ def publish(work: Path) -> Run:
     files = {file.name: sha256(file) for file in sorted(work.glob("*.safetensors"))}
     if not files:
         raise RunError(f"{work}: has no *.safetensors, expected the weights of the finished training")
-    for path in (*work.iterdir(), work):
+    for path in work.iterdir():
         sync(path)
+    write_json(work / DONE, {"files": files})
+    sync(work)
     work.rename(final)
     sync(final.parent)
-    write_json(final / "DONE", {"files": files})
-    sync(final)
     for checkpoint in final.glob("checkpoint*"):
         shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
     return open_run(final)
 
 
 class Record:
-    """What happened while a run trained: `record.json` in its work folder, to be saved at each checkpoint.
+    """The course of a training: `record.json` in the run's work folder, to be saved at each checkpoint.
 
     One session per process that worked on the run, with its commit, versions, device, seconds and peak memory,
     and curves on the training's own clock (images or latents seen).
@@ -257,10 +263,10 @@ class Record:
         self.content["curves"].setdefault(curve, []).append(point)
 
     def rewind(self, curve: str, clock: int) -> None:
-        """Drop the points after `clock`: a training that resumes from there will pass them again."""
+        """Drop the points from `clock` on: a training that resumes from there will pass them again."""
         curves = self.content["curves"]
         if curve in curves:
-            curves[curve] = [point for point in curves[curve] if point["clock"] <= clock]
+            curves[curve] = [point for point in curves[curve] if point["clock"] < clock]
 
     def save(self) -> None:
         self.session |= {"seconds": time.monotonic() - self._start, "peak_memory_bytes": peak_memory(self.device)}

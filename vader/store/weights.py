@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: explicit path -> embedded here -> package that ships them -> hub.
+"""Sources of pretrained weights: explicit path -> embedded here -> package that ships them -> hub.
 
 There is never a random stand-in. Nothing else in the package opens a pretrained network. `resolve` says which file it
 took, and with which checksum, and `taken` has it for reports. Pickled files are only ever read with `weights_only`.
@@ -71,7 +71,7 @@ ORIGINS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """What was taken for `need`: the network's name, in words where from, which file, and its sha256 (hex)."""
+    """The weights taken for `need`: the network's name, the source in words, the file, and its sha256 (hex)."""
 
     need: str
     source: str
@@ -115,7 +115,7 @@ _TAKEN: list[Resolved] = []
 
 
 def taken(since: int = 0) -> list[Resolved]:
-    """What `resolve` has found in this process, in order, one entry for each call after the first `since` of them."""
+    """Weights that `resolve` has found in this process, in order, without its first `since` calls."""
     return _TAKEN[since:]
 
 

@@ -1,5 +1,8 @@
-"""Animated subjects (Fig. 2) in numbers: how good training videos, poses and transferred motion are against the truth,
-and generated subjects against those of direct latent sampling. The notebook `figure2` shows them."""
+"""Scores of animated subjects (Fig. 2) against the ground truth and against direct latent sampling.
+
+Training videos, poses and transferred motion are compared with the ground truth. Generated subjects are compared with
+those of direct latent sampling. The notebook `figure2` shows the scores.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Measured:
 
 
 def reconstruction(scores: Sequence[VideoScores]) -> list[Measured]:
-    """What `score_videos` found of training videos, as rows of a report."""
+    """Scores of training videos (`score_videos`) as rows of a report."""
     return [
         Measured(*names, tuple(getattr(score, field) for score in scores)) for names, field in RECONSTRUCTION.items()
     ]
@@ -77,8 +80,11 @@ def reconstruction(scores: Sequence[VideoScores]) -> list[Measured]:
 def root_rotations(
     animator: Animator, truth_of: Callable[[str], Truth], scores: Sequence[VideoScores]
 ) -> list[Measured]:
-    """Rotation errors of the root with one alignment for all scored videos, and beside them those of the neutral pose
-    in every frame, which has learned nothing, so and a video at a time. Medians over the frames of a video."""
+    """Rotation errors of the root with one alignment for all scored videos, medians over the frames of a video.
+
+    Beside them stand those of the neutral pose in every frame, which has learned nothing: with one alignment for all
+    videos, and with one for each.
+    """
     keys, shown = [s.key for s in scores], [s.key for s in scores if math.isfinite(s.root_rotation_deg)]
     truths = {key: truth_of(key).poses[:, ROOT] for key in keys}
     still = {key: part_cameras(animator, neutral(len(truth), 1))[:, 0] for key, truth in truths.items()}
@@ -103,7 +109,7 @@ def render_motion(config: DataConfig, identity: int, motion: int) -> tuple[Video
 
 
 def number(key: str) -> int:
-    """Of a rendered video's subject, by its key."""
+    """The number of a rendered video's subject, by its key."""
     return int(key.rpartition("-")[2])
 
 
@@ -153,7 +159,7 @@ def gain(ours: Sequence[float], other: Sequence[float], sign: int, unit: str = "
 
 
 def spurious_density(system: System, count: int, seed: int) -> tuple[float, ...]:
-    """Of samples 0 ... count - 1: the share of solid voxels outside of the largest connected part; NaN without any."""
+    """Share of solid voxels outside of the largest connected part, of samples 0 ... count - 1. NaN without any."""
     found = [solid_parts(system([index], seed)[0, 0]) for index in range(count)]
     return tuple(share if voxels else math.nan for voxels, share in found)
 

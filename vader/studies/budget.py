@@ -1,11 +1,11 @@
 """Training costs of the systems of Table 1 on one core, from timed samples of their steps.
 
-A run's record has the seconds that it took, on a machine that may have done other things besides. Here the trainings of
+A run's record has its seconds of wall time, on a machine that may have done other things besides. Here the trainings of
 all systems are timed in turns on the same machine, so that their costs can be compared:
 
     vader study budget --profile laptop --data furniture_chairs
 
-writes `reports/budget-<data>-<profile>.json`, which `table1` reads. Have nothing else run on the machine.
+writes `reports/budget-<data>-<profile>.json`, which `table1` reads. Run nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TURNS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training: `steps` in all, and the seconds of one, once for each turn."""
+    """Cost of one training: its `steps` in all, and the seconds of one step, once for each turn."""
 
     system: str
     stage: str
@@ -50,7 +50,7 @@ class Cost:
 
     @property
     def minutes(self) -> float:
-        """Of the whole training, at the median over turns."""
+        """Minutes of the whole training, at the median over turns."""
         return self.steps * statistics.median(self.seconds_per_step) / 60
 
 
@@ -114,7 +114,7 @@ def budget_file(data: str, profile: str) -> Path:
 
 
 def read_budget(config: Experiment) -> list[Cost]:
-    """What was measured for an experiment, times the steps that its trainings take now; empty where nothing was.
+    """Measured costs of an experiment, times the steps that its trainings take now. Empty where none were measured.
 
     Where the reports folder is another ($VADER_REPORTS) and has no such file, the committed one is read.
     """
@@ -141,7 +141,7 @@ def lengths(config: Experiment) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def lines(costs: list[Cost]) -> Iterator[str]:
-    """A system in words, each."""
+    """The cost of each system in words."""
     for system in dict.fromkeys(cost.system for cost in costs):
         stages = [cost for cost in costs if cost.system == system]
         parts = ", ".join(f"{c.stage} {c.minutes:.0f} ({c.steps:,} steps)" for c in stages)

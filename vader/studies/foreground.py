@@ -1,7 +1,7 @@
-"""Foreground supervision (Eq. 2) where poses are learned from video (A.2, Fig. 6): the same trainings with
-and without it, all else equal, scored on held-out frames whose truth is known.
+"""Foreground supervision (Eq. 2) where poses are learned from video (A.2, Fig. 6): with against without.
 
-Its runs are trained by the notebook `figure6`, or beforehand and in pieces, exit status 75 meaning "again":
+The same trainings run with and without it, all else equal. They are scored on held-out frames whose truth is known. The
+notebook `figure6` trains them. So does this command beforehand, in pieces. Exit status 75 means "run it again":
 
     vader study foreground --profile laptop --max-seconds 540
 """
@@ -33,7 +33,7 @@ QUANTITIES = {"iou": 1.0, "normals_deg": -1.0}  # of VideoScores -> 1 where more
 
 
 def base(profile: str, data: str) -> Experiment:
-    """What is trained with foreground supervision. Raises ConfigError for names that are unknown, or no videos."""
+    """The experiment with foreground supervision. Raises ConfigError for names that are unknown, or no videos."""
     config = experiment(profile, data)
     require(config.articulated, f"{data} has no poses to learn, expected one of {', '.join(VIDEO_SETS)}")
     return rigid(config, IMAGES[profile])
@@ -60,7 +60,7 @@ class Outcome:
     scores: tuple[VideoScores, ...]
 
     def mean(self, quantity: str) -> float:
-        """Of 'iou' or 'normals_deg' over the videos it is defined on; NaN where it is on none."""
+        """Mean of 'iou' or 'normals_deg' over the videos it is defined on. NaN where it is on none."""
         found = [value for s in self.scores if math.isfinite(value := getattr(s, quantity))]
         return math.fsum(found) / len(found) if found else math.nan
 

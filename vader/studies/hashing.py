@@ -1,6 +1,7 @@
 """The hash embedding (B.3) against a table with a row for every object: quality lost, storage saved.
 
-Its runs are trained by the notebook `hash_embedding`, or beforehand and in pieces, exit status 75 meaning "again":
+The notebook `hash_embedding` trains its runs. So does this command beforehand, in pieces. Exit status 75 means "run it
+again":
 
     vader study hashing --profile laptop --max-seconds 540
 """

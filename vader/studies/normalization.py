@@ -1,14 +1,14 @@
 """Robust against classic normalisation (Sec. 3.3, supplement "Robust Normalization", Fig. 9).
 
 The paper normalises latents by their median and interquartile range, since a few extreme features ruin mean and
-standard deviation, and finds that without this "our diffusion training is unable to converge". Here the same denoiser
-is trained for the same short budget under both statistics, on latents as they come from stage 1 and on latents with
-planted outliers, which make the standard deviation as many times too large as is asked for.
+standard deviation. Without this, it finds, "our diffusion training is unable to converge". Here the same denoiser is
+trained for the same short budget under both statistics. It sees latents as they come from stage 1, and latents with
+planted outliers that make the standard deviation a given number of times too large.
 
-Training losses of two normalisations are losses of two tasks. What is compared instead is the bulk error: noise is
-added to the features themselves, in units of their robust scale, and each denoiser restores them in its own units. It
-is 1 for the linear predictor that knows median and robust scale only, which under robust statistics is what an
-untrained denoiser does.
+Training losses of two normalisations are losses of two tasks. The bulk error is compared instead: noise is added to the
+features themselves, in units of their robust scale, and each denoiser restores them in its own units. The linear
+predictor that knows only median and robust scale has a bulk error of 1. Under robust statistics an untrained denoiser
+is that predictor.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def plant_tail(features: Tensor, ratio: float, share: float, seed: int) -> Tenso
     """Features (n, c, r, r, r) with outliers that make their standard deviation about `ratio` times the robust one.
 
     A share of the cells of (c, r, r, r), the same ones in every object, gets m + s A e^(g/2 - 1/4) instead of its
-    feature: m and s are median and robust standard deviation, A = +-ratio / sqrt(share), the sign and g ~ N(0, 1) are
-    drawn for each object and cell, and E[(e^(g/2 - 1/4))^2] = 1. ratio 0 plants nothing.
+    feature. m and s are median and robust standard deviation, and A = +-ratio / sqrt(share). The sign and g ~ N(0, 1)
+    are drawn for each object and cell, with E[(e^(g/2 - 1/4))^2] = 1. ratio 0 plants nothing.
     """
     if ratio == 0:
         return features

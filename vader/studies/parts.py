@@ -1,5 +1,8 @@
-"""Ten parts against one (Sec. 3.2, Eq. 8), measured on videos whose truth is known: the same two stages of training
-with one part in the second or with all, and how much of the parts was there when they started (`regions`)."""
+"""Ten parts against one (Sec. 3.2, Eq. 8), measured on videos whose ground truth is known.
+
+The same two stages of training run with one part in the second or with all. Agreement with the true parts is measured
+at the start (`regions`), too.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ CERTAIN = 20.0  # logit of a part that has a place to itself
 
 
 def variants(config: Experiment) -> dict[str, Experiment]:
-    """What is compared: one part in both stages, and N_p in the second."""
+    """The two experiments: one part in both stages, and N_p in the second."""
     return {ONE_PART: single(config), f"{config.autodecoder.lbs_channels} parts": config}
 
 

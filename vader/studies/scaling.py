@@ -1,7 +1,10 @@
 """Bytes that a step of stage 1 exchanges, against the number of objects: measured on ranks here, modelled beyond.
 
-Three ways to keep a library of N embeddings: *dense*, all rows on every rank, their gradient reduced as DDP does;
-*partitioned*, every rank owns the rows that it trains; *hashed* (B.3), codebooks on every rank.
+There are three ways to keep a library of N embeddings:
+
+- *dense*: all rows on every rank, their gradient reduced as DDP does.
+- *partitioned*: every rank owns the rows that it trains.
+- *hashed* (B.3): codebooks on every rank.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ def modelled(config: Experiment, objects: int, ranks: int) -> int:
 
 @dataclass(frozen=True)
 class Steps:
-    """What some steps took on one rank."""
+    """Bytes and seconds of some steps on one rank."""
 
     bytes: dict[str, float]  # per step, by kind
     seconds: list[float]  # of each step

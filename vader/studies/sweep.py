@@ -1,13 +1,12 @@
-"""Sweeps over the configuration: what the autodecoder is made of (Tab. 2), and where and how long diffusion runs
-(Fig. 3 and 10).
+"""Sweeps of settings: components of the autodecoder (Tab. 2), resolution and steps of diffusion (Fig. 3, 10).
 
 A sweep is a dictionary of experiments, all derived from one base by `Experiment.replace`, times seeds of training. Each
-is trained (a run of its own, found again or resumed) and measured; the measurements of all of them are one table, which
+is trained (a run of its own, found again or resumed) and measured. The measurements of all of them are one table, which
 is a run as well. Trainings of different experiments go on in parallel processes of one thread each:
 
     vader study table2 --profile laptop --max-seconds 540 --workers 2
 
-Exit status 75 means "again". The notebooks `table2`, `figure3` and `figure10` read the tables.
+Exit status 75 means "run it again". The notebooks `table2`, `figure3` and `figure10` read the tables.
 """
 
 from __future__ import annotations
@@ -189,7 +188,7 @@ def measure_generation(
 
 @functools.lru_cache(maxsize=1)
 def real_features(data: SequenceSet, score: EvaluationConfig) -> Features:
-    """Those of the training objects, extracted once in a process."""
+    """Features of the training objects, extracted once in a process."""
     return evaluation.real_features(data, score)
 
 
@@ -209,7 +208,7 @@ SWEEPS = {"table2": table2, "figure3": figure3}
 
 @dataclass(frozen=True)
 class Table:
-    """What a sweep measured."""
+    """The measurements of a sweep."""
 
     sweep: Sweep
     run: Run

@@ -1,11 +1,11 @@
-"""Checkpoints: a folder each, which appears whole or not at all, and says if it was damaged since.
+"""Checkpoints: a folder each, which appears whole or not at all, with checksums that reveal damage.
 
     checkpoint-000000012800/       the clock in its name
-        shared.pt                  what all ranks hold alike: modules, optimiser
-        rows-00003.pt ...          what belongs to partition 3 of a divided library; the number of ranks is nowhere
+        shared.pt                  modules and optimiser, alike on all ranks
+        rows-00003.pt ...          rows of partition 3 of a divided library, whatever the number of ranks
         checkpoint.json            schema, task, clock, settings, and the SHA-256 of each file
 
-It is written under the name `….tmp` and renamed once everything is on the disk; then all but the last two go. Files
+It is written under the name `….tmp` and renamed once everything is on the disk. Then all but the last two go. Files
 are read with `weights_only`, so nothing in them is executed.
 """
 
@@ -37,6 +37,12 @@ def checkpoints(work: Path) -> list[Path]:
     """Complete checkpoints of a work folder, the newest first."""
     found = [path for path in Path(work).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+
+
+def kept(work: Path) -> str:
+    """What is left of a training that stopped, in words."""
+    left = [path.name for path in checkpoints(work)]
+    return f"{left[0]} stays, and the run resumes from it" if left else "there is no earlier checkpoint"
 
 
 def write(
@@ -71,11 +77,7 @@ def write(
     if faults:
         if ranks.first:
             shutil.rmtree(partial, ignore_errors=True)
-        left = [path.name for path in checkpoints(work)]
-        raise RunError(
-            f"{final}: cannot be written ({faults[0]}), so training stops; "
-            f"{left[0] + ' stays, and the run resumes from it' if left else 'there is no earlier checkpoint'}"
-        )
+        raise RunError(f"{final}: cannot be written ({faults[0]}), so training stops; {kept(work)}")
     if ranks.first:
         for old in checkpoints(work)[KEPT:]:
             shutil.rmtree(old)

@@ -1,8 +1,8 @@
 """Distributed training: this process's rank, the group's size, and every exchange, with its size in bytes.
 
-`torchrun` starts the processes and `joined` makes them a group; without it there is one rank, `ALONE`, for which
+`torchrun` starts the processes and `joined` makes them a group. Without it there is one rank, `ALONE`, for which
 every exchange is nothing. A step consists of `microbatches` with a random stream each, which ranks share out among
-themselves: what a step computes therefore does not depend on how many ranks there are.
+themselves. So the result of a step does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Ranks:
         return tensor.tolist()
 
     def told(self, value: Any = None) -> Any:
-        """What the first rank passes here, on every rank."""
+        """The first rank's argument, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -160,7 +160,7 @@ class Ranks:
         return made if self.first else make()
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each rank passes here, in their order, on every rank."""
+        """The arguments of all ranks, in their order, on every rank."""
         if self.size == 1:
             return [value]
         values = [None] * self.size

@@ -1,4 +1,4 @@
-"""Start of several ranks: by torchrun's agent from the command, in a subprocess from a notebook.
+"""Start of several ranks: by torchrun's agent from the command line, in a subprocess from a notebook.
 
 On a cluster, `submitit` starts one of torchrun's agents per node, and they meet on the first one:
 
@@ -139,7 +139,7 @@ def train_on(
 
 
 def read_job(file: Path) -> tuple[Experiment, SequenceSet | ShardedSet, dict[str, Any]]:
-    """What `train_on` wrote: the experiment, its data, and options of a stage."""
+    """The job that `train_on` wrote: the experiment, its data, and options of a stage."""
     from ..data import open_set
     from ..settings.experiment import Experiment
     from ..store.files import from_plain

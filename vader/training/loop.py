@@ -6,6 +6,7 @@ clock), so a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -30,7 +31,9 @@ from .process import keep_freed_memory, sigterm_noted
 from .sharding import load_module, local, shape_moments, whole
 
 CHECKPOINT_SECONDS = 60.0
+RECORD_SECONDS = 10.0  # between saved records: what a killed process leaves of the time it took
 LOG_POINTS = 400  # points on a run's loss curve
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Task(Protocol):
@@ -108,7 +111,7 @@ def fit(
     ends the training, or, with `skip_non_finite`, leaves the weights as they are and is counted in the record.
 
     Raises Paused after a checkpoint when `max_seconds` are over or the process is told to terminate (SIGTERM), and
-    RunError when the loss is not finite (naming the step and its objects), when a checkpoint cannot be written, or
+    RunError when the loss is not finite (naming the step and its objects), when the disk is full, or
     when none of those there can be used. Raises ConfigError where there are more ranks than the task knows of.
     """
     ranks: Ranks = getattr(task, "ranks", ALONE)
@@ -121,13 +124,20 @@ def fit(
     clock = _resume(task, work, settings, ranks)
     for curve in (task.name, "skipped"):
         record.rewind(curve, clock)
-    with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
-        loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
-        loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
-    if ranks.first or ranks.size > 1:
-        task.save(work)
-    if ranks.first:
-        record.save()
+    try:
+        if ranks.first:
+            record.save()  # a process that is killed before its first checkpoint has a session, too
+        with _Log(task, work, record, clock, tensorboard and ranks.first) as log, sigterm_noted() as told_to_stop:
+            loop = _Loop(task, work, log, ranks, settings, skip_non_finite)
+            loop.run(clock, max_seconds, checkpoint_seconds, told_to_stop)
+        if ranks.first or ranks.size > 1:
+            task.save(work)
+        if ranks.first:
+            record.save()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunError(f"{work}: cannot be written ({error}), so training stops; {checkpoints.kept(work)}") from error
     ranks.told()  # nobody leaves before the weights are written
 
 
@@ -287,6 +297,7 @@ class _Log:
 
     def __init__(self, task: Task, work: Path, record: runs.Record, clock: int, tensorboard: bool) -> None:
         self.task, self.record, self.clock, self.since = task, record, clock, time.monotonic()
+        self.saved = self.since
         self.first = getattr(task, "ranks", ALONE).first
         self.file = Path(work) / "log.jsonl"
         self.writer = _summary_writer(Path(work) / "tensorboard") if tensorboard else None
@@ -315,6 +326,9 @@ class _Log:
         if not self.first:
             return
         self.record.log(self.task.name, clock, **losses)
+        if now - self.saved > RECORD_SECONDS:
+            self.record.save()
+            self.saved = now
         self.bar.set_postfix(loss=f"{losses['loss']:.4g}", refresh=False)
         values = {**losses, "learning_rate": rate, "per_second": speed, "peak_memory_bytes": memory}
         if norm is not None:

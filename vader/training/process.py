@@ -1,4 +1,4 @@
-"""The process of a training: it keeps freed memory, notes SIGTERM, and passes it on to workers."""
+"""The process of a training: it keeps freed memory, notes SIGTERM, and passes it on to its workers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PAD = 2**28
 def keep_freed_memory() -> bool:
     """Let malloc use freed memory again, whatever its size, in place of returning it; the same bits come out.
 
-    glibc asks the system for every large array anew and gives it back at once, so that each activation of each step is
-    zeroed page by page: on a CPU an eighth of a step of stage 1, and a quarter of one of π-GAN's. Holds until the
-    process ends. Returns whether the C library could do so: glibc can.
+    glibc asks the system for every large array anew and gives it back at once. So each activation of each step is
+    zeroed page by page. On a CPU this takes an eighth of a step of stage 1, and a quarter of one of π-GAN's. The change
+    holds until the process ends. Returns whether the C library could do so: glibc can.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,7 +1,8 @@
 """Divided weights (`fully_shard`, FSDP2): a rank holds a part of each, and gathers a block when it runs.
 
-What leaves the group is whole (`whole`) and what enters it is divided again (`load_module`, `shape_moments`), so
-checkpoints are those of DDP, and a run may go on with either. A network is built whole before it is divided.
+Tensors that leave the group are whole (`whole`), and tensors that enter it are divided again (`load_module`,
+`shape_moments`). So checkpoints are those of DDP, and a run may go on with either. A network is built whole before it
+is divided.
 """
 
 from __future__ import annotations

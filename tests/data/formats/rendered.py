@@ -67,3 +67,15 @@ class World:
             there[:3, 3] = self.axes.T @ back[:3, 3] / self.scale + self.centre
             out.append(there)
         return np.stack(out)
+
+
+def check_in_its_place(found: Sequence, truth: Sequence, world: World, order: list[int]) -> None:
+    """`found` at any resolution and wherever it was put: points of the files' world are where the truth has them, to
+    0.05 pixels, and the hull fills the masks. order: of the truth's views."""
+    place = {name: torch.tensor(value).double() for name, value in found.attributes["placing"].items()}
+    points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)).double() * 1.2 - 0.6
+    in_files = points @ torch.from_numpy(world.axes) / world.scale + torch.from_numpy(world.centre)
+    cube = (place["scale"] * (in_files - place["centre"]) @ place["turn"].T).float()
+    seen = truth.cameras.project(points.float())[order] * found.cameras.width / truth.cameras.width
+    assert (found.cameras.project(cube) - seen).norm(dim=-1).max() <= 0.05
+    assert hull_iou(found.cameras, found.masks, [0, len(found) // 2]) >= 0.95

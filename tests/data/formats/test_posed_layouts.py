@@ -182,18 +182,20 @@ def test_one_broken_object_does_not_stop_the_others_unless_asked(table, tmp_path
 # ------------------------------------------------------------------------------------------------ ABO
 
 
-def write_abo(root: Path, items: dict[str, list[str]], sequence, size=None, side: int = 64) -> None:
-    """items: id -> lightings; size: extents of all of them. K is that of 512 pixels whatever the pictures' size."""
+def write_abo(root: Path, items: dict[str, list[str]], sequences, size=None, side: int = 64, world=WORLD) -> None:
+    """items: id -> lightings; sequences: one of all of them, or by id; size: extents of all of them. K is that of 512
+    pixels whatever the pictures' size."""
     base = root / "abo-benchmark-material"
     base.mkdir(parents=True)
     lines = ["MODEL,SPLIT,LIGHTINGS,IDS"]
-    k = sequence.cameras.intrinsics[0].double().numpy() * 512 / side
-    k[2, 2] = 1
     for n, (item, lightings) in enumerate(items.items()):
+        sequence = sequences[item] if isinstance(sequences, dict) else sequences
+        k = sequence.cameras.intrinsics[0].double().numpy() * 512 / side
+        k[2, 2] = 1
         lines.append(f"{item},{'TEST' if n % 2 else 'TRAIN'},{len(lightings)},{'_'.join(lightings)}")
         views = [
             {"K": k.ravel().tolist(), "pose": (pose @ GL).ravel().tolist()}
-            for pose in WORLD.camera_to_world(sequence.cameras)
+            for pose in world.camera_to_world(sequence.cameras)
         ]
         (base / item / "segmentation").mkdir(parents=True)
         (base / item / "metadata.json").write_text(json.dumps({"views": views}))

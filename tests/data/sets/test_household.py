@@ -21,10 +21,11 @@ from vader.data.formats import sweethome3d
 from vader.data.formats.sweethome3d import CatalogueNotFound, Model, read_catalogues
 from vader.data.formats.wavefront import Part
 from vader.data.meshes import render as mesh_render
+from vader.data.meshes import selection
+from vader.data.meshes.selection import Survey, filtered, group_models, near_copies, stem, surface_points, survey
 from vader.data.prepared import data_digest
-from vader.data.sets import household, household_models
+from vader.data.sets import household
 from vader.data.sets.household import LARGEST_HELDOUT, list_jobs, sources, split_models
-from vader.data.sets.household_models import Survey, filtered, group_models, near_copies, stem, surface_points, survey
 from vader.settings.checks import ConfigError
 from vader.settings.experiment import DataConfig
 from vader.settings.profiles import experiment
@@ -145,7 +146,7 @@ def test_a_stem_has_no_numbers_units_and_words_of_size():
 
 def surface(mesh: trimesh.Trimesh, seed: str = "s") -> np.ndarray:
     points = surface_points([Part("p", np.array(mesh.vertices), np.array(mesh.faces), np.zeros(3))], 1024, seed)
-    return household_models._per_axis(points)
+    return selection._per_axis(points)
 
 
 def test_points_are_even_on_the_surface():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from tests.data.formats.rendered import orbit, pictured
 from tests.data.formats.test_posed_layouts import write_srn
 from vader.commands import main as vader
 from vader.data import prepare
 from vader.data.prepared import DataError
+from vader.data.sequence import load_set
 from vader.data.sets.own import experiment_named, prepare_folder
 from vader.settings.checks import ConfigError
 
@@ -83,3 +86,24 @@ def test_the_command_asks_for_a_name(folder, capsys):
     assert "expected --name" in capsys.readouterr().err
     assert vader(["data", str(folder), "--name", "mugs", "--profile", "smoke", "--workers", "1"]) == 0
     assert "4 training and 1 held-out objects, 7 training and 1 held-out views each" in capsys.readouterr().out
+
+
+def test_the_command_takes_captions_and_a_place_and_draws_a_check(folder, tmp_path, capsys):
+    for name in ("mug0", "mug1"):
+        shutil.copytree(folder / name, tmp_path / "two" / name)
+    captions = tmp_path / "captions.csv"
+    captions.write_text("key,caption,split\nmug0,a table,train\nmug1,another,test\n")
+    command = ["data", str(tmp_path / "two"), "--name", "two", "--profile", "smoke", "--workers", "1"]
+    places = ["--captions", str(captions), "--out", str(tmp_path / "out"), "--check", str(tmp_path / "check.png")]
+    assert vader([*command, *places]) == 0
+    said = capsys.readouterr().out
+    assert "1 training and 1 held-out objects" in said
+    assert float(re.search(r"check: hull and masks agree to (\d\.\d+) \(IoU\) over 2 objects", said)[1]) >= 0.95
+    (made,) = (tmp_path / "out").glob("two-*")
+    assert {s.key: s.caption for s in load_set(made)} == {"mug0": "a table", "mug1": "another"}
+    assert Image.open(tmp_path / "check.png").width > 500
+    captions.write_text("key,caption\nmug7,a table\n")
+    assert vader([*command, *places]) == 1
+    assert "keys are of no object, the first is 'mug7'" in capsys.readouterr().err
+    assert vader(["data", "procedural_chairs", "--check", "a.png"]) == 1
+    assert "--check is for a folder of your own data" in capsys.readouterr().err

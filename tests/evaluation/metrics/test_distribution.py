@@ -191,6 +191,18 @@ def test_ratio_of_known_distances():
     assert distance.ratio(near, far, resamples=400) == e  # deterministic
 
 
+def test_the_ratio_resamples_the_seeds_of_both_systems_together():
+    """Seeds that move both distances by one factor leave the ratio as it is. Drawn apart for each, they would not."""
+    real = gaussian(200, 2, seed=0)
+    shifts = (0.3, 0.8, 1.6)
+    ours = [gaussian(200, 2, shift=shift, seed=s) for s, shift in enumerate(shifts, 1)]
+    other = [gaussian(200, 2, shift=shift * 1.1, seed=s) for s, shift in enumerate(shifts, 1)]
+    distance = distribution.KernelDistance(real)
+    paired = distance.ratio(ours, other, resamples=400)
+    apart = distance.ratio(ours, other[:2] + other[1:], resamples=400)  # four seeds against three: no pairs
+    assert paired.high / paired.low < 1.5 < 3 < apart.high / apart.low
+
+
 def test_frechet_of_known_gaussians():
     """Diagonal Gaussians: |m|^2 + sum (s_a - s_b)^2, and the interval holds it."""
     g = torch.Generator().manual_seed(0)

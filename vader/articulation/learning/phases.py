@@ -1,8 +1,8 @@
-"""Phases of the second stage before a predictor reads poses from pictures (see `regions` and `tracks`).
+"""Phases of the second training before a predictor reads poses from pictures (see `regions` and `tracks`).
 
-First the skinning weights are told where parts start (`region_images`), then poses are found as curves over each video
-(`track_images`), then the predictor is told those (`taught_images`). Each is optional, and takes its images of the
-stage's clock.
+First the skinning weights learn the initial regions of the parts (`region_images`). Then poses are found as curves over
+each video (`track_images`). Then the predictor learns those poses (`taught_images`). Each phase is optional, and takes
+its images of the stage's clock.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Initial regions of the parts: each subject's silhouette is divided around the discs that it holds.
 
-Parts that start as copies of one, with skinning weights that are about equal everywhere, get about equal gradients and
-move as one; UVA [63] waits until chance has told them apart. Limbs are thinner than what they hang on, so the largest
-discs within a silhouette are trunk and head, and smaller ones lie along arms and legs. As long as all parts have the
-same pose no picture depends on how space is divided, and training goes on from there: poses tell the parts apart, and
-pictures move their borders. Nothing but the learned volumes' own silhouettes is read.
+Parts that start as copies of one have skinning weights that are about equal everywhere. They get about equal gradients
+and move as one, and UVA [63] waits until chance has told them apart. Limbs are thinner than the part that they hang on.
+So the largest discs within a silhouette are trunk and head, and smaller ones lie along arms and legs.
+
+As long as all parts have the same pose, no picture depends on the division of space. Training goes on from there: poses
+tell the parts apart, and pictures move their borders. Only the learned volumes' own silhouettes are read.
 
 Discs (n, 3) are x, y and radius in [-1, 1] image coordinates as in `keypoints`.
 """
@@ -29,7 +30,7 @@ ROUNDS = 50  # of numbering discs, at most; it settles in a few
 
 
 class Division:
-    """Where the parts of each subject start, and the volumes that they divide."""
+    """The initial regions of each subject's parts, and the volumes that they divide."""
 
     def __init__(self, volumes: Tensor, parts: int, camera: Cameras, num_samples: int):
         """volumes: density and colour of all subjects (n, 4, S, S, S), as learned with one part."""
@@ -45,7 +46,7 @@ class Division:
         self.within = torch.stack([within(silhouette, camera, size) for silhouette in silhouettes]).to(device)
 
     def centroids(self, parts: int) -> Tensor:
-        """Of the dense voxels of each part where it starts, (n, p, 3); the origin for a part that has none."""
+        """Centroids (n, p, 3) of the dense voxels in each part's initial region, the origin where it has none."""
         points = voxel_centres(self.labels.shape[-1], self.labels.device)
         owned = F.one_hot(self.labels.flatten(1).long(), parts) * (self.volumes[:, 0] > 0).flatten(1)[..., None]
         return owned.float().mT @ points / owned.sum(1).clamp_min(1)[..., None]
@@ -83,8 +84,9 @@ def inscribed_discs(silhouette: Tensor, most: int) -> Tensor:
 
 
 def number_discs(discs: Sequence[Tensor]) -> list[Tensor]:
-    """The part that each of the subjects' discs (n_i, 3) belongs to, (n_i,) each, below the largest n_i, so that a
-    number means about the same place and size for all subjects, and a subject has one disc of it at most."""
+    """The part that each of the subjects' discs (n_i, 3) belongs to, (n_i,) each, below the largest n_i.
+
+    A number means about the same place and size for all subjects, and a subject has one disc of it at most."""
     from scipy.optimize import linear_sum_assignment
 
     if not any(map(len, discs)):

@@ -1,19 +1,19 @@
 """Initial solids in the neutral pose, inflated from mean silhouettes.
 
 A narrow camera that stands still cannot tell a turn to the left of a face that bulges from one to the right of a face
-that is hollow. Both explain a video, each subject would choose for itself, and the predictor, which all of them share,
-would be told opposite things: no turn is learned. Once all subjects bulge, a turn means the same for each of them.
-UVA [63] has nothing like it, and trains far longer on far more videos.
+that is hollow. Both explain a video, and each subject would choose for itself. The predictor, which all subjects share,
+would get opposite targets and learn no turn. Once all subjects bulge, a turn means the same for each of them. UVA [63]
+has nothing like it, and trains far longer on far more videos.
 
-Colours on that solid are a mean over frames, too, and where subjects turn far and move their limbs little is left of
-them that could tell one pose from another. Both bodies and heads have two equal sides: a frame that looks like its
-mirror image shows them from the front or from behind. Training can begin with such frames, whose mean is sharp, and
-take in the others by and by (`asymmetry`, `ArticulationConfig.neutral_share`).
+Colours on that solid are a mean over frames, too. Where subjects turn far and move their limbs, little is left in these
+colours to tell one pose from another. Both bodies and heads have two equal sides: a frame that looks like its mirror
+image shows them from the front or from behind. Training can begin with such frames, whose mean is sharp, and take in
+the others by and by (`asymmetry`, `ArticulationConfig.neutral_share`).
 
 Nor can such a camera tell a subject that turns from a deeper one that turns less (the bas-relief ambiguity of Belhumeur
-et al.). The deeper one is easier to learn, and turns come out at a third of what they are. So density is kept out of
-what lies deeper than the silhouette is wide (`half_depth`, `ArticulationConfig.depth_weight`), but only once turns are
-known (`free_depth_images`): flattening the subject then enlarges them.
+et al.). The deeper one is easier to learn, and turns come out at a third of their true size. So density is kept out of
+all depths beyond the silhouette's width (`half_depth`, `ArticulationConfig.depth_weight`). This begins only once turns
+are known (`free_depth_images`): flattening the subject then enlarges them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def inflated_silhouette(masks: Tensor, camera: Cameras, resolution: int) -> Tens
     """A solid (S, S, S) = (z, y, x) in [0, 1] that `camera` sees as the mean of masks (n, h, w), S = `resolution`.
 
     A pixel whose distance to the outline is d, of at most D, is sqrt(2 d D - d^2) deep to both sides of z = 0: a disc
-    becomes a ball, a band a cylinder. masks are in [0, 255] or [0, 1], as their dtype is uint8 or not.
+    becomes a ball, a band a cylinder.
+
+    masks: in [0, 255] if their dtype is uint8, else in [0, 1].
 
     Raises ConfigError where no pixel is covered in half of the masks.
     """

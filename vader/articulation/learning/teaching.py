@@ -1,8 +1,8 @@
-"""Lessons for the keypoint predictor: frames and renderings whose poses it is told (see `phases`).
+"""Training pictures with known poses for the keypoint predictor: frames and renderings (see `phases`).
 
-A minute of video holds few poses that are not much like the one before, and a predictor that is told them learns them
-by heart. Subjects can be rendered in others: as a whole where one video has its subject, the limbs where another frame
-has them, and more or less far. Such a picture's pose is known exactly, and random affine maps move both.
+A minute of video holds few poses that differ much from each other, and a predictor learns them by heart. Subjects can
+be rendered in other poses: as a whole where one video has its subject, with the limbs where another frame has them, and
+more or less far. Such a picture's pose is known exactly, and random affine maps move both.
 """
 
 from __future__ import annotations

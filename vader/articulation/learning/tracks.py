@@ -1,12 +1,14 @@
-"""Poses of each training video as smooth curves over time, found by rendering; the predictor is then told them.
+"""Poses of each training video as smooth curves over time, found by rendering and later taught to the predictor.
 
-A predictor that all parts and subjects share takes thousands of steps to tell where a limb is even if it is told, and
-many times that from what a step's pictures say about a limb of few pixels. So a second stage can begin with poses that
-are parameters of each video, as its embedding is: a part is where the first stage's model has the whole subject, turned
-about the part's own centroid and shifted across the picture. Shifts along the camera's axis are left out: a narrow
-camera does not see them. Motion is smooth, and a few cosines of time say it: every frame of a video is evidence for
-each of them. Held-out frames and other videos have no curves; for them there is only what the predictor has learned.
-UVA [63] has nothing like it, and trains far longer.
+A predictor that all parts and subjects share takes thousands of steps to find a limb, even from given poses. From a
+step's pictures of a limb of few pixels it takes many times that. So a second training can begin with poses that are
+parameters of each video, as its embedding is. A part starts where the first training's model has the whole subject. It
+turns about its own centroid and shifts across the picture. Shifts along the camera's axis are left out, since a narrow
+camera does not see them.
+
+Motion is smooth, and a few cosines of time describe it, so every frame of a video is evidence for each of them.
+Held-out frames and other videos have no curves. For them the predictor alone reads poses. UVA [63] has nothing like it,
+and trains far longer.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ class Tracks(nn.Module):
 
     def __init__(self, roots: Sequence[Tensor], centroids: Tensor, harmonics: int, roll: float = 1.0):
         """roots: poses (t_i, 3, 4) of the whole subject in each training frame of each of n videos.
-        centroids: (n, p, 3) what parts turn about, in the canonical cube.
+        centroids: (n, p, 3), the points that parts turn about, in the canonical cube.
         harmonics: cosines of a curve, of 0 to (harmonics - 1) / 2 cycles in a video.
-        roll: radians about z that a coefficient of 1 stands for; about x and y, and for shifts, it is 1."""
+        roll: radians of a turn about z for a coefficient of 1. Turns about x and y, and shifts, have their coefficient
+            as it is."""
         super().__init__()
         n, parts, _ = centroids.shape
         lengths = torch.tensor([len(video) for video in roots])
@@ -46,7 +49,7 @@ class Tracks(nn.Module):
         return compose(self.roots[videos[:, None], frames][:, :, None], self.own(videos, frames))
 
     def own(self, videos: Tensor, frames: Tensor, share: Tensor | float = 1.0) -> Tensor:
-        """What the parts do against the whole subject there, (b, v, p, 3, 4). share: of how far they do it, (b,)."""
+        """Motion of the parts relative to the whole subject, (b, v, p, 3, 4), scaled by a share (b,)."""
         waves = torch.arange(self.coefficients.shape[-1], device=frames.device)
         phase = (frames + 0.5) / self.lengths[videos, None]
         coefficients = self.coefficients[videos] * torch.as_tensor(share, device=frames.device).view(-1, 1, 1, 1)

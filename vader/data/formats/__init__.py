@@ -8,8 +8,10 @@ A format is a module with
 
     SIGNS                   what `detect` looks for, in words
     UP                      which axis of its world is up, where nobody says ("y", "z", "cameras")
+    POSES                   how its files write poses, for `shared.conventions`; missing where they hold none
     find(folder)            why the folder is of this format, or None
-    scan(folder)            list of `Scene`
+    places(folder)          one after the other, `Places`; or scan(folder), a list of `Scene`
+    extra_files(scene)      if it has it: files outside of scene.place that decide what the object is
     read(scene, options)    Sequence with the cameras of the files, or Video
 
 A named data set is written on top: it lists scenes (its own, or those of `scan`, with splits, captions and `placing`
@@ -28,11 +30,14 @@ from ...settings.checks import ConfigError, nearest
 from ..prepared import DataError
 from ..sequence import Sequence
 from ..video import Video
-from .shared.scenes import Options, Placing, Scene, View, require_folder
+from .shared.scenes import Options, Placing, Scene, View, make_scene, make_scenes, require_folder
 
-__all__ = ["FORMATS", "Options", "Placing", "Scene", "View", "detect", "format_named", "read", "read_all", "scan"]
+__all__ = [
+    "FORMATS", "Options", "Placing", "Scene", "View", "detect", "files_of", "format_named", "read", "read_all", "scan",
+    "walk",
+]  # fmt: skip
 
-FORMATS = ("abo", "srn", "transforms", "colmap", "models", "videos")  # the first that fits is taken
+FORMATS = ("abo", "srn", "transforms", "colmap", "models", "photographs", "videos")  # the first that fits is taken
 
 
 def format_named(name: str) -> ModuleType:
@@ -55,15 +60,43 @@ def detect(folder: Path) -> tuple[str, str]:
 def scan(folder: Path, name: str | None = None) -> list[Scene]:
     """All objects of a folder, in natural order of their paths. Raises DataError where there are none."""
     name = detect(folder)[0] if name is None else name
-    module = format_named(name)
-    scenes = module.scan(require_folder(folder))
-    if not scenes:
-        raise DataError(f"{folder}: no objects of format {name}, expected {module.SIGNS}")
-    return scenes
+    module, folder = format_named(name), require_folder(folder)
+    if hasattr(module, "places"):
+        found = {relative: (place, files) for relative, place, files in module.places(folder)}
+        scenes = make_scenes(name, folder, found)
+    else:
+        scenes = module.scan(folder)
+    return scenes or _none(folder, name)
+
+
+def walk(folder: Path, name: str) -> Iterator[Scene]:
+    """`scan` of very many objects, one after the other, in the order of folders; keys are not compared."""
+    module, folder, scene = format_named(name), require_folder(folder), None
+    if hasattr(module, "places"):
+        for relative, place, files in module.places(folder):
+            scene = make_scene(name, folder, relative, place, files)
+            yield scene
+    else:
+        for scene in module.scan(folder):
+            yield scene
+    if scene is None:
+        _none(folder, name)
+
+
+def _none(folder: Path, name: str) -> None:
+    raise DataError(f"{folder}: no objects of format {name}, expected {format_named(name).SIGNS}")
+
+
+def files_of(scene: Scene) -> list[Path]:
+    """All files that decide what an object is, in order."""
+    own = [f for f in scene.place.rglob("*") if f.is_file()] if scene.place.is_dir() else [scene.place]
+    extra = getattr(format_named(scene.format), "extra_files", lambda _: [])
+    return sorted({*own, *extra(scene)})
 
 
 def read(scene: Scene, options: Options) -> Sequence | Video:
     """One object, in the cube if it has cameras. Raises DataError for an object that cannot be used."""
+    from .shared.conventions import advice
     from .shared.normalise import merged, normalised
 
     module = format_named(scene.format)
@@ -71,7 +104,13 @@ def read(scene: Scene, options: Options) -> Sequence | Video:
     if isinstance(item, Video) or module.UP is None:  # models are placed before they are drawn
         return item
     placing = merged(options.placing, scene.placing, module.UP)
-    return normalised(item, placing, scene.where).validate(scene.place)
+    try:
+        return normalised(item, placing, scene.where).validate(scene.place)
+    except DataError as error:
+        poses = getattr(module, "POSES", None)
+        if poses is None or (hint := advice(item.cameras, item.masks, poses)) is None:
+            raise
+        raise DataError(f"{error}\n  {hint}") from error
 
 
 def read_all(

@@ -31,6 +31,7 @@ from .srn import number_of
 
 SIGNS = "abo-benchmark-material: <id>/metadata.json with <id>/render/<lighting>/ and segmentation/"
 UP = "y"
+POSES = ("camera-to-world", "OpenGL")
 SIDE = 512  # pixels that K belongs to
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -127,6 +128,11 @@ def read_splits(base: Path) -> dict[str, str]:
     return splits
 
 
+def has_splits(folder: Path) -> bool:
+    """Whether there is such a file in or below the folder."""
+    return any((base / "train_test_split.csv").is_file() for base in (folder, *folder.glob("*/")))
+
+
 def extents(folder: Path) -> dict[str, list[float]]:
     """Item id -> extents (x, y, z) of its box in metres, from 3dmodels.csv.gz in or beside `folder`."""
     file = _beside(folder, "3dmodels/metadata/3dmodels.csv.gz")
@@ -145,7 +151,8 @@ def extents(folder: Path) -> dict[str, list[float]]:
 
 def listings(folder: Path) -> dict[str, dict[str, str | None]]:
     """Item id -> {"product_type": lower case, "caption": first English name}, from the listings in or beside `folder`;
-    empty where there are none."""
+    empty where there are none. An item that is sold in several countries has several listings: what the first of them
+    says counts, and later ones add what it does not say."""
     place = _beside(folder, "listings/metadata")
     found: dict[str, dict[str, str | None]] = {}
     for file in sorted(place.glob("listings_*.json.gz")) if place else []:
@@ -154,7 +161,9 @@ def listings(folder: Path) -> dict[str, dict[str, str | None]]:
                 item = json.loads(line)
                 kind = next((t["value"].lower() for t in item.get("product_type", [])), None)
                 names = [n["value"] for n in item.get("item_name", []) if n["language_tag"] in ("en_US", "en_GB")]
-                found[item["item_id"]] = {"product_type": kind, "caption": names[0] if names else None}
+                known = found.setdefault(item["item_id"], {"product_type": None, "caption": None})
+                known["product_type"] = known["product_type"] or kind
+                known["caption"] = known["caption"] or (" ".join(names[0].split()) if names else None)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{file}: line {number}: expected a listing with item_id ({error!r})") from error
     return found

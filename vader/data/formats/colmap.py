@@ -24,10 +24,11 @@ from ..prepared import DataError
 from ..sequence import Sequence
 from .shared.images import natural, picture_files
 from .shared.lenses import Lens
-from .shared.scenes import Options, Scene, View, assemble, folders, inside, make_scenes, sampled
+from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, sampled
 
 SIGNS = "folders with sparse/0/cameras.bin and images.bin (or .txt), and images/"
 UP = "cameras"
+POSES = ("world-to-camera", "OpenCV")
 IMAGES = ("images", "input", "rgb")
 STRAY = "bg_removed"  # pictures that some releases of MVImgNet have beside the photographs
 
@@ -97,14 +98,18 @@ def find(folder: Path) -> str | None:
     return next((f"{f} has a COLMAP model" for f in sampled(folder) if _is_object(f)), None)
 
 
-def scan(folder: Path) -> list[Scene]:
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    accepted: set[Path] = set()
+def places(folder: Path) -> Places:
+    accepted: Path | None = None
     for place in folders(folder):
-        if not accepted.intersection(place.parents) and _is_object(place):
-            accepted.add(place)
-            found[str(place.relative_to(folder))] = (place, {})
-    return make_scenes("colmap", folder, found)
+        if (accepted is None or not place.is_relative_to(accepted)) and _is_object(place):
+            accepted = place  # what it holds comes next, and is no object
+            yield str(place.relative_to(folder)), place, {}
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files outside of an object's folder that decide what it is: masks beside all objects."""
+    beside = [scene.root / word / scene.place.relative_to(scene.root) for word in ("masks", "mask")]
+    return [f for place in beside if scene.place != scene.root and place.is_dir() for f in place.rglob("*")]
 
 
 def _is_object(folder: Path) -> bool:
@@ -148,6 +153,11 @@ def read(scene: Scene, options: Options) -> Sequence:
         sequence.attributes["models"] = counts
         sequence.attributes["model"] = str(best.relative_to(scene.place))
     return sequence
+
+
+def placed_names(scene: Scene) -> set[str]:
+    """Names of the pictures that the model with most images has poses of."""
+    return {image.name for image in _read(_models(scene)[1], "images", scene.key, _images_binary, _images_text)}
 
 
 def _models(scene: Scene) -> tuple[dict[str, int], Path]:

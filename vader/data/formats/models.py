@@ -19,8 +19,8 @@ from ..prepared import DataError
 from ..sequence import Sequence
 from .gltf import Glb, Surface, to_linear, to_srgb
 from .shared.normalise import up_rotation
-from .shared.scenes import Options, Scene, folders, make_scenes, sampled
-from .wavefront import MAX_TRIANGLES, FolderFiles, Part, read_obj
+from .shared.scenes import Options, Places, Scene, folders, sampled
+from .wavefront import MAX_TRIANGLES, FolderFiles, Part, named_files, read_obj
 
 if TYPE_CHECKING:
     import trimesh
@@ -35,10 +35,18 @@ def find(folder: Path) -> str | None:
     return next((f"{file} is a 3D model" for f in sampled(folder) for file in _models(f)), None)
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """All models of a folder and below, keyed by path and name."""
-    found = {str(file.relative_to(folder).with_suffix("")): (file, {}) for f in folders(folder) for file in _models(f)}
-    return make_scenes("models", folder, found)
+    files = (file for f in folders(folder) for file in _models(f))
+    return ((str(file.relative_to(folder).with_suffix("")), file, {}) for file in files)
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files beside a model that decide what it is: what an OBJ file names; pictures of a GLB file are mostly in it."""
+    if scene.place.suffix.lower() != ".obj":
+        return []
+    files = FolderFiles(scene.root)
+    return [f for name in named_files(files, scene.place.relative_to(scene.root).as_posix()) if (f := files.find(name))]
 
 
 def _models(folder: Path) -> list[Path]:
@@ -49,14 +57,16 @@ def read(scene: Scene, options: Options) -> Sequence:
     return read_with_mesh(scene, options)[0]
 
 
-def read_with_mesh(scene: Scene, options: Options) -> tuple[Sequence, trimesh.Trimesh]:
+def read_with_mesh(
+    scene: Scene, options: Options, parts_of_it: tuple[list[Part], list[str]] | None = None
+) -> tuple[Sequence, trimesh.Trimesh]:
     """The model as `options.cameras` see it, and its mesh with colours of vertices, in the cube.
 
-    Raises ConfigError without cameras, and DataError for a model that cannot be read or has no extent, no faces,
-    coordinates that are not finite, or too many triangles.
+    parts_of_it: what `read_parts` gave, where that was called before. Raises ConfigError without cameras, and DataError
+    for a model that cannot be read or has no extent, no faces, coordinates that are not finite, or too many triangles.
     """
     require(options.cameras is not None, "3D models come without cameras: options.cameras is None, expected some")
-    parts, missing = read_parts(scene)
+    parts, missing = parts_of_it or read_parts(scene)
     cameras = options.cameras(scene.key)
     turn = up_rotation(options.placing.up or scene.placing.up or "y", cameras)
     corners = np.concatenate([p.vertices for p in parts]) @ turn.T

@@ -19,19 +19,26 @@ import numpy as np
 from ..prepared import DataError
 from ..sequence import Sequence
 from .shared.images import open_picture, picture_files
-from .shared.scenes import Options, Scene, View, assemble, folders, make_scenes, rigid, sampled
+from .shared.scenes import Options, Places, Scene, View, assemble, folders, rigid, sampled
 
 SIGNS = "folders with rgb/*.png, pose/*.txt and intrinsics.txt"
 UP = "y"
+POSES = ("camera-to-world", "OpenCV")
 
 
 def find(folder: Path) -> str | None:
     return next((f"{f} has rgb/ and pose/" for f in sampled(folder) if _is_object(f)), None)
 
 
-def scan(folder: Path) -> list[Scene]:
-    found = {str(f.relative_to(folder)): (f, {}) for f in folders(folder) if _is_object(f)}
-    return make_scenes("srn", folder, found)
+def places(folder: Path) -> Places:
+    return ((str(f.relative_to(folder)), f, {}) for f in folders(folder) if _is_object(f))
+
+
+def extra_files(scene: Scene) -> list[Path]:
+    """Files outside of an object's folder that decide what it is."""
+    above = [f for f in scene.place.parents if f.is_relative_to(scene.root)]
+    own = (scene.place / "intrinsics.txt").is_file()
+    return [] if own else [f / "intrinsics.txt" for f in above if (f / "intrinsics.txt").is_file()][:1]
 
 
 def _is_object(folder: Path) -> bool:

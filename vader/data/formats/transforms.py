@@ -25,10 +25,11 @@ from ..prepared import DataError, read_json
 from ..sequence import Sequence
 from .shared.images import SUFFIXES
 from .shared.lenses import Lens
-from .shared.scenes import Options, Scene, View, assemble, folders, inside, make_scenes, rigid, sampled
+from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, rigid, sampled
 
 SIGNS = "folders with transforms.json, or transforms_train.json and its kin"
 UP = "z"
+POSES = ("camera-to-world", "OpenGL")
 FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json", "transforms.json")
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 Z_UP_TO_Y_UP = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
@@ -42,11 +43,11 @@ def find(folder: Path) -> str | None:
     return next((f"{file} is there" for f in sampled(folder) if (file := _file(f))), None)
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """Folders with such a file. `files["pictures"]` is where file_path starts: a set whose pictures are elsewhere
     replaces it, and `root` with it."""
-    found = {str(f.relative_to(folder)): (f, {"file": file.name}) for f in folders(folder) if (file := _file(f))}
-    return make_scenes("transforms", folder, found)
+    listed = ((f, _file(f)) for f in folders(folder))
+    return ((str(f.relative_to(folder)), f, {"file": file.name}) for f, file in listed if file)
 
 
 def _file(folder: Path) -> Path | None:
@@ -66,7 +67,7 @@ def read(scene: Scene, options: Options) -> Sequence:
         what = f"{file}: object {scene.key!r}: frames[{i}]"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise DataError(f"{what}: file_path is missing, expected a picture's path")
-        picture = _picture(inside(scene.root, pictures, frame["file_path"], f"{what}: file_path"))
+        picture = picture_of(inside(scene.root, pictures, frame["file_path"], f"{what}: file_path"))
         mask = _mask(scene, frame, pictures, picture, what)
         try:
             if picture is None:
@@ -82,7 +83,7 @@ def read(scene: Scene, options: Options) -> Sequence:
     return assemble(scene, views, faults, options)
 
 
-def _picture(path: Path) -> Path | None:
+def picture_of(path: Path) -> Path | None:
     """The file that a file_path means, with or without its suffix."""
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return path

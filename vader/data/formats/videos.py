@@ -21,7 +21,7 @@ import torch
 from ..prepared import DataError
 from ..video import Video
 from .shared import images
-from .shared.scenes import Options, Scene, folders, make_scenes, sampled, spread
+from .shared.scenes import Options, Places, Scene, folders, sampled, spread
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SIGNS = f"video files ({', '.join(SUFFIXES)}), or folders of pictures"
@@ -118,10 +118,15 @@ def evenly(times: np.ndarray, wanted: int) -> list[int]:
     return chosen
 
 
+def mask_files(file: Path) -> list[Path]:
+    """Mask videos beside a video: one, if all is well."""
+    return [f for suffix in SUFFIXES if (f := file.with_name(f"{file.stem}.mask{suffix}")).is_file()]
+
+
 def mask_beside(file: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Masks from the video `<stem>.mask.<suffix>` beside `file`, its grey levels. Raises DataError where there is no
     such video or it cannot be decoded."""
-    found = [f for suffix in SUFFIXES if (f := file.with_name(f"{file.stem}.mask{suffix}")).is_file()]
+    found = mask_files(file)
     if len(found) != 1:
         names = ", ".join(f.name for f in found) or "none"
         raise DataError(f"{file}: expected one mask video {file.stem}.mask.* beside it, found {names}")
@@ -184,26 +189,29 @@ def squared(frame: np.ndarray, mask: np.ndarray, fit: str, resolution: int) -> t
 
 def find(folder: Path) -> str | None:
     for place in sampled(folder):
-        if files := _videos(place):
+        if files := video_files(place):
             return f"{files[0]} is a video"
         if place.name not in MASKS and len(images.picture_files(place)) > 1:
             return f"{place} has frames"
     return None
 
 
-def scan(folder: Path) -> list[Scene]:
+def places(folder: Path) -> Places:
     """Videos, keyed by path and name, and folders of two or more pictures."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for place in folders(folder):
-        for file in _videos(place):
-            found[str(file.relative_to(folder).with_suffix(""))] = (file, {})
+        for file in video_files(place):
+            yield str(file.relative_to(folder).with_suffix("")), file, {}
         if place.name not in MASKS and len(images.picture_files(place)) > 1:
             subject = place.parent if place.name in FRAMES and place != folder else place
-            found[str(subject.relative_to(folder))] = (subject, {"frames": str(place)})
-    return make_scenes("videos", folder, found)
+            yield str(subject.relative_to(folder)), subject, {"frames": str(place)}
 
 
-def _videos(folder: Path) -> list[Path]:
+def extra_files(scene: Scene) -> list[Path]:
+    """Files beside a video that decide what it is."""
+    return [] if scene.place.is_dir() else mask_files(scene.place)
+
+
+def video_files(folder: Path) -> list[Path]:
     return sorted(
         f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.stem.endswith(".mask") and f.is_file()
     )
@@ -213,7 +221,7 @@ def read(scene: Scene, options: Options) -> Video:
     """All frames are for training; a set that holds some out replaces `train_frames`. Frames whose mask is empty are
     left out and named. Raises DataError where there are no masks, or too few frames are left."""
     frames, masks, faults = [], [], {}
-    source = _of_folder(scene, options, faults) if "frames" in scene.files else _of_file(scene, options)
+    source = _of_folder(scene, options, faults) if "frames" in scene.files else frames_of_file(scene, options)
     for name, frame, mask in source:
         small, coverage = squared(frame, mask, options.fit, options.resolution)
         if coverage.max() == 0:
@@ -238,16 +246,16 @@ def read(scene: Scene, options: Options) -> Video:
     ).validate(scene.place)
 
 
-def _of_file(scene: Scene, options: Options) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def frames_of_file(scene: Scene, options: Options) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, frame and mask of a video's frames, or of `options.frames` of them."""
     file = scene.place
     wanted = None
-    if options.frames is not None:
+    if options.frames is not None or options.most_frames is not None:
         times = time_stamps(file)
-        if len(times) < options.frames:
+        if len(times) < (options.frames or 0):
             raise DataError(f"{scene.where}: {len(times)} frames, expected at least {options.frames}")
-        wanted = set(evenly(times, options.frames))
-    beside = any(file.with_name(f"{file.stem}.mask{suffix}").is_file() for suffix in SUFFIXES)
+        wanted = set(evenly(times, options.frames or min(options.most_frames, len(times))))
+    beside = bool(mask_files(file))
     if not beside and options.masker is None and options.background is None:
         raise DataError(f"{scene.where}: no masks, expected {file.stem}.mask.* beside it, or background given")
     masker = mask_beside if beside else lambda _, frames: (_mask(f, options) for f in frames)
@@ -267,8 +275,8 @@ def _of_folder(scene: Scene, options: Options, faults: dict[str, str]) -> Iterat
     """The same of a folder of pictures, by their numbers. Pictures that cannot be used are added to `faults`."""
     folder = Path(scene.files["frames"])
     files = images.picture_files(folder)
-    if options.frames is not None:
-        files = [files[i] for i in sorted(spread(len(files), options.frames)[: options.frames])]
+    if (count := options.frames or options.most_frames) is not None:
+        files = [files[i] for i in sorted(spread(len(files), count)[:count])]
     places = [base / name for base in (scene.place, folder) for name in MASKS if (base / name).is_dir()]
     beside = {mask.name: mask for place in places for mask in images.picture_files(place)}
     for file in files:

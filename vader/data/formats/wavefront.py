@@ -4,31 +4,30 @@ Loaders for general use skip what they cannot read; here a broken line or a face
 names it. Normals are ignored (most files have none, see `render.corner_normals`), and so are all material properties
 but the diffuse colour, its map and the opacity (`d`, `Tr`; maps of opacity, `map_d`, are not read).
 
-Of what programs write differently, this is read: any blanks between fields, comments after them, several libraries in
-one `mtllib`, options of `map_Kd` (of which `-s` and `-o` move the texture), backslashes and another case of letters in
-names, and colours after the coordinates of vertices, from 0 to 1 or to 255.
+It also reads variants that programs write. Fields may have any blanks between them and comments after them. `mtllib`
+may name several libraries. `map_Kd` may have options, of which `-s` and `-o` move the texture. Names may have
+backslashes and another case of letters. Colours may follow the coordinates of vertices, from 0 to 1 or to 255.
 """
 
 from __future__ import annotations
 
 import posixpath
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from ..prepared import DataError
 from .shared.images import open_picture
+from .shared.model_files import UNREADABLE as UNREADABLE
+from .shared.model_files import Files, ZipFiles
+from .shared.model_files import FolderFiles as FolderFiles
 
 DEFAULT_COLOUR = (0.7, 0.7, 0.7)  # of faces whose material is defined nowhere
 MAX_TEXTURE = 512  # texels per side: the pictures are far smaller
 MAX_TRIANGLES = 4_000_000
-UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)  # by zipfile
 # options of map_Kd and their number of values; those of -o, -s and -t are one to three
 MAP_OPTIONS = {"-blendu": 1, "-blendv": 1, "-boost": 1, "-bm": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1, "-mm": 2}
 MAP_OPTIONS |= {"-texres": 1, "-type": 1}
@@ -60,62 +59,6 @@ class Material:
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
     opacity: float = 1.0
-
-
-class Files(Protocol):
-    """Where a model's files are."""
-
-    what: str  # "catalogue", for messages
-
-    def read(self, name: str, where: str) -> bytes | None:
-        """Content of a file by its path with slashes, None if there is none of that name."""
-        ...
-
-
-@dataclass(frozen=True)
-class ZipFiles:
-    archive: zipfile.ZipFile
-    what: str = "catalogue"
-
-    def read(self, name: str, where: str) -> bytes | None:
-        try:
-            return self.archive.read(name)
-        except KeyError:
-            return None
-        except UNREADABLE as error:
-            raise DataError(f"{where}: {name!r} cannot be unpacked ({error})") from error
-
-
-@dataclass(frozen=True)
-class FolderFiles:
-    """A folder; letters of another case are found. What leads out of it is refused."""
-
-    root: Path
-    what: str = "folder"
-
-    def read(self, name: str, where: str) -> bytes | None:
-        if name.startswith("/") or name[1:2] == ":":
-            return None  # a place on somebody else's machine, which is not looked at
-        name = posixpath.normpath(name)
-        if name.split("/")[0] == "..":
-            raise DataError(f"{where}: {name!r} leads out of {self.root}, expected a file inside of it")
-        path = self.root
-        for part in name.split("/"):
-            path = path / part if (path / part).exists() else _of_any_case(path, part)
-            if path is None:
-                return None
-        try:
-            return path.read_bytes()
-        except IsADirectoryError:
-            return None
-        except OSError as error:
-            raise DataError(f"{where}: {name!r} cannot be read ({error})") from error
-
-
-def _of_any_case(folder: Path, name: str) -> Path | None:
-    if not folder.is_dir():
-        return None
-    return next((f for f in sorted(folder.iterdir()) if f.name.lower() == name.lower()), None)
 
 
 # ---------------------------------------------------------------------------------------- geometry
@@ -185,6 +128,24 @@ def read_obj(
         for name in lines.corners
     ]
     return parts, missing
+
+
+def named_files(files: Files, member: str) -> list[str]:
+    """Names of libraries and textures that an OBJ file names, whether they are there or not."""
+    folder, names = posixpath.dirname(member), []
+
+    def lines(name: str) -> Iterator[tuple[str, str]]:
+        try:
+            return map(_words, (files.read(name, name) or b"").decode("latin-1").replace("\\\n", " ").splitlines())
+        except DataError:
+            return iter(())
+
+    for library in [rest for keyword, rest in lines(member) if keyword == "mtllib"]:
+        whole = posixpath.join(folder, library.replace("\\", "/"))
+        names += list(dict.fromkeys([whole, *(posixpath.join(folder, n.replace("\\", "/")) for n in library.split())]))
+    for rest in [rest for name in names for keyword, rest in lines(name) if keyword == "map_Kd"]:
+        names.append(posixpath.join(folder, _texture_map(rest)[0].replace("\\", "/")))
+    return names
 
 
 def _lines_of(files: Files, member: str, where: str) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""From meshes and solids to images and masks, under a fixed light rig."""
+"""Images and masks of meshes and solids, under a fixed light rig."""

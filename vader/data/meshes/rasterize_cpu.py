@@ -1,6 +1,6 @@
 """Exact images, masks, parts and normals of triangle meshes with coloured vertices, by a z-buffer compiled by numba.
 
-One sample per sub-pixel centre and a box filter, as in `raycast`; light is `raycast.LIGHT_RIG` without the highlight,
+One sample per sub-pixel centre and a box filter, as in `raycast`. Light is `raycast.LIGHT_RIG` without the highlight,
 evaluated at the vertices. It needs no graphics driver, and the same mesh gives the same bits in every process.
 """
 
@@ -16,7 +16,7 @@ from .raycast import LIGHT_RIG
 
 
 def light(normals: np.ndarray) -> np.ndarray:
-    """What LIGHT_RIG sends back from a white matt surface with unit normals (n, 3) in the world: (n,)."""
+    """Light of LIGHT_RIG on a white matt surface with unit normals (n, 3) in the world: (n,)."""
     total = LIGHT_RIG["ambient"] + LIGHT_RIG["ambient_from_above"] * normals[:, 1]
     for name in ("key", "fill", "back"):
         way = np.array(LIGHT_RIG[name]["direction"]) / np.linalg.norm(LIGHT_RIG[name]["direction"])
@@ -27,12 +27,13 @@ def light(normals: np.ndarray) -> np.ndarray:
 def render_mesh(
     vertices: np.ndarray, faces: np.ndarray, albedo: np.ndarray, labels: np.ndarray, camera: Cameras, supersampling: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One picture of a mesh: image (h, w, 3), mask (h, w), the label most of a pixel's hits have (h, w), all uint8; and
-    the mean of the vertices' normals over its hits, in the world, (h, w, 3) float64, 0 without any.
+    """One picture of a mesh: image (h, w, 3), mask (h, w) and labels (h, w), all uint8, and normals (h, w, 3) float64.
 
-    vertices (n, 3) in the world; faces (f, 3), drawn from both sides; albedo (n, 3) in [0, 1]; labels (f,) uint8 below
-    NO_PART, which is where nothing is hit; of labels hit equally often the lowest. camera: a single one without skew.
-    Everything must be in front of the camera.
+    A pixel has the label that most of its hits have, of labels hit equally often the lowest, and NO_PART where nothing
+    is hit. Its normal is the mean of the vertices' normals over its hits, in the world, 0 without any.
+
+    vertices: (n, 3) in the world. faces: (f, 3), drawn from both sides. albedo: (n, 3) in [0, 1]. labels: (f,) uint8
+    below NO_PART. camera: a single one without skew. Everything must be in front of the camera.
     """
     pose, k = camera.world_to_camera[0].double().numpy(), camera.intrinsics[0].double().numpy()
     seen = vertices @ pose[:, :3].T + pose[:, 3]

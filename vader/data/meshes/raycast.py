@@ -38,7 +38,7 @@ HALF_EXTENT, SPHERE_RADIUS = 0.9, 1.2  # what objects are normalised to, in the 
 
 @dataclass(frozen=True)
 class Material:
-    """albedo: rgb in [0, 1]; frequency: periods per unit length; contrast: how much the texture darkens."""
+    """albedo: rgb in [0, 1]. frequency: periods per unit length. contrast: how much the texture darkens."""
 
     albedo: tuple[float, float, float]
     texture: Literal["plain", "wood", "stripes", "checker"] = "plain"
@@ -246,9 +246,9 @@ def render(primitives: list[Primitive], cameras: Cameras, supersampling: int) ->
 def render_labelled(
     primitives: list[Primitive], labels: list[int], cameras: Cameras, supersampling: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images and masks as of `render`; which label, one per primitive, most of a pixel's rays hit: (v, h, w) int64, -1
-    where none hits anything, of labels hit equally often the lowest; and the mean outward normal of what its rays hit,
-    in the world, (v, h, w, 3) float32 of length <= 1, 0 where none does."""
+    """Images and masks as of `render`, labels (v, h, w) int64 and normals (v, h, w, 3) float32 in the world. A pixel
+    has the label, one per primitive, that most of its rays hit: the lowest of equals, -1 where none hits. Its normal is
+    the mean outward one of its rays' hits, of length <= 1, 0 without any."""
     rays_per_view = cameras.height * cameras.width * supersampling**2
     step = max(1, RAYS_AT_ONCE // rays_per_view)
     parts = [_render(primitives, labels, cameras[i : i + step], supersampling) for i in range(0, len(cameras), step)]

@@ -1,13 +1,13 @@
-"""Triangle meshes with materials, drawn by VTK under one fixed light rig.
+"""Pictures of triangle meshes with materials, drawn by VTK under one fixed light rig.
 
-`to_canonical` puts the parts of a model (see `wavefront`) into the cube [-1, 1]^3, y up and front
-towards +z; `recoloured` and `stretch_factors` make variants; `MeshRenderer` takes the pictures.
+`to_canonical` puts the parts of a model (see `wavefront`) into the cube [-1, 1]^3, y up and front towards +z.
+`recoloured` and `stretch_factors` make variants. `MeshRenderer` takes the pictures.
 
-Light rig (`LIGHT_RIG`): white directional lights fixed in the world plus an ambient term, no
-specular reflection and no shadows, so that a surface point looks the same from everywhere, which is
-what a radiance field without view dependence can represent. Every surface is opaque and lit from
-both sides; glass is opaque as well, so that the mask is the silhouette of the mesh. Albedo is
-lifted into [MIN_ALBEDO, 1], because black paint on the black background would be a hole.
+The light rig (`LIGHT_RIG`) has white directional lights fixed in the world plus an ambient term. It has no specular
+reflection and no shadows, so a surface point looks the same from everywhere. A radiance field without view dependence
+can represent that. Every surface is opaque and lit from both sides. Glass is opaque as well, so that the mask is the
+silhouette of the mesh. Albedo is lifted into [MIN_ALBEDO, 1], because black paint on the black background would be a
+hole.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def to_canonical(
 ) -> list[Part]:
     """Parts in the canonical cube: y up, front towards +z, bounding-box centre at the origin.
 
-    `rotation` (3, 3) stands the model upright; then each axis is scaled so that the bounding box
+    `rotation` (3, 3) stands the model upright. Then each axis is scaled so that the bounding box
     has the catalogue's `size` (width x, height y, depth z), as the application does, times
-    `stretch` (3,); a last uniform scale makes the largest half side at most HALF_EXTENT and the
+    `stretch` (3,). A last uniform scale makes the largest half side at most HALF_EXTENT and the
     farthest vertex at most RADIUS from the origin. Raises DataError if the model has no extent.
     """
     rotated = [part.vertices @ np.asarray(rotation, dtype=float).T for part in parts]
@@ -199,9 +199,13 @@ def _require_off_screen() -> None:
 
 
 class MeshRenderer:
-    """Pictures of a model (canonical parts) by VTK, off screen. Use as a context manager."""
+    """Pictures of a model (canonical parts) by VTK, off screen. Use as a context manager.
 
-    def __init__(self, parts: Items[Part]) -> None:
+    reach: nothing further from the origin is drawn.
+    """
+
+    def __init__(self, parts: Items[Part], reach: float = 2 * RADIUS) -> None:
+        self.reach = reach
         try:
             import pyvista
         except ImportError as error:
@@ -295,4 +299,4 @@ class MeshRenderer:
         camera.SetViewAngle(math.degrees(2 * math.atan(0.5 * one.height / k[1, 1].item())))
         camera.SetWindowCenter(1 - 2 * k[0, 2].item() / one.width, 2 * k[1, 2].item() / one.height - 1)
         distance = centre.norm().item()
-        camera.SetClippingRange(max(distance - 2 * RADIUS, 0.01), distance + 2 * RADIUS)
+        camera.SetClippingRange(max(distance - self.reach, 0.01), distance + self.reach)

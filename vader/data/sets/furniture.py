@@ -44,6 +44,7 @@ from ..pipeline import ShardWriter, prepare_set, shard_set
 from ..prepared import EMBEDDED, DataError, SequenceSet, data_digest, data_root
 from ..sequence import Sequence, load_set, object_cameras
 from ..shards import ShardedSet
+from ..streaming.parts import Join, Part, PartOfSet
 
 # Rooms that count. What the catalogues file under Miscellaneous (wheelchair, workbench, gym bench, games on tables),
 # Lights (desk lamp), Vehicles (Seat Leon) or Characters only sounds like furniture.
@@ -188,10 +189,11 @@ def prepare(
     workers: int | None = None,
     root: Path | None = None,
     objects_per_shard: int | None = None,
-) -> SequenceSet | ShardedSet:
+    part: Part | Join | None = None,
+) -> SequenceSet | ShardedSet | PartOfSet:
     """Load or render a furniture set. source: as in `find_catalogues`; workers: processes, by default one per core.
 
-    objects_per_shard: as in `prepare_set`. Where no source is named, nothing is rendered for the settings of an
+    objects_per_shard, part: as in `prepare_set`. Where no source is named, nothing is rendered for the settings of an
     embedded set: that is loaded, or an own one of the same digest; and where no catalogue is found, a set that was
     prepared earlier from the same settings is. Raises ConfigError for settings that cannot work (too many objects: the
     message counts what there is), DataError for a missing or broken catalogue, model or output folder.
@@ -221,9 +223,10 @@ def prepare(
     jobs = list_jobs(config, select(catalogues, config.name))
     workers = torch.get_num_threads() if workers is None else workers
     made_of = sources(catalogues, jobs)
-    data = prepare_set(config, made_of, jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
+    sharing = {"objects_per_shard": objects_per_shard, "part": part}
+    data = prepare_set(config, made_of, jobs, render_object, workers, root, **sharing)
     table = data.folder / "ATTRIBUTION.md"
-    if not table.exists():
+    if not (isinstance(data, PartOfSet) or table.exists()):
         table.write_text(attribution_page(catalogues, config), encoding="utf-8")
     return data
 

@@ -2,7 +2,7 @@
 
 Data card: `data_cards/household.md`; creators and licences: `data_cards/ATTRIBUTION_household.md`.
 
-`household_models` says what belongs to it, and what models are a group, which is either training or held out. Large
+`meshes.selection` says what belongs to it, and what models are a group, which is either training or held out. Large
 groups train; the smaller ones are ordered by a hash of seed and name, and of each category the first ones are
 held out. Objects are listed category by category in turn, so that a small set has many kinds. Captions: `describe`.
 """
@@ -24,12 +24,7 @@ from ...store.files import differences
 from ..describe import caption, colour_shares, colours_of, shape_words
 from ..formats.sweethome3d import Catalogue, CatalogueNotFound, Model, open_catalogue, read_catalogues
 from ..meshes.render import RADIUS, MeshRenderer, reference_mesh
-from ..pipeline import prepare_set
-from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
-from ..sequence import Sequence, load_set, object_cameras
-from ..shards import ShardedSet
-from .furniture import object_key, rendering
-from .household_models import (
+from ..meshes.selection import (
     MIN_THICKNESS,
     MIN_TRIANGLES,
     NEAR_COPY,
@@ -39,6 +34,11 @@ from .household_models import (
     surface_points,
     survey,
 )
+from ..pipeline import prepare_set
+from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
+from ..sequence import Sequence, load_set, object_cameras
+from ..shards import ShardedSet
+from .furniture import object_key, rendering
 
 HELDOUT_SHARE = 0.085  # of each category's models, in whole groups ...
 LARGEST_HELDOUT = 3  # ... of so many models at most

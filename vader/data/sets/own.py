@@ -4,44 +4,44 @@
     vader train mugs
 
 What the pictures show decides the settings of the set: how many views there are, how far the cameras stand and how
-wide they see. Of the objects a fifth, and at most `HELDOUT` of them, are held out, unless folders say which are test
-objects. Of the views of each object a sixth are held out, spread over all.
+wide they see. 3D models are rendered as the built-in furniture is, and videos are taken for subjects that move before
+UVA's camera (`vader.data.video`), whose poses are learned. Objects that cannot be used are left out and named. Of the
+objects a fifth, and at most `HELDOUT` of them, are held out, unless folders say which are test objects. Of the views of
+each object a sixth are held out, spread over all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...settings.checks import ConfigError, require
 from ...settings.experiment import DataConfig, Experiment
-from ...settings.profiles import experiment
-from ..formats import Options, Scene, detect, read, scan
-from ..pipeline import prepare_set
-from ..prepared import DataError, SequenceSet, data_root, read_json
-from ..sequence import Sequence, load_set
-from ..video import Video
+from ...settings.profiles import DOWNLOADED, experiment
+from ...settings.videos import VIDEO_DATA
+from ..formats import Options, Scene, detect, read, walk
+from ..formats.models import read_with_mesh
+from ..formats.shared.captions import captioned
+from ..meshes.render import LIGHT_RIG
+from ..prepared import DataError, SequenceSet, data_root
+from ..reading.earlier import load_earlier, sets_called
+from ..reading.objects import FEWEST_VIEWS, heldout_last, ordered, read_posed, settings_of
+from ..sequence import SEQUENCES, Sequence, object_cameras
+from ..shards import ShardedSet
+from ..streaming.listing import Listing
+from ..streaming.parts import PartOfSet
+from ..streaming.streamed import prepare_listed
+from ..video import VIDEOS, Video, train_share
 
+KIND = "own"  # in the sources of its manifest
 HELDOUT = 8  # objects, at most
-FEWEST_VIEWS = 4  # of an object: three to train on, and one to judge by
 PATTERN = "furniture_chairs"  # the built-in set whose settings own sets have, but for their data
-
-
-@dataclass(frozen=True)
-class Job:
-    """One object to read."""
-
-    scene: Scene
-    options: Options
-    split: str
+VIDEO_PATTERN = "people_heads"  # the same for subjects that move, where a profile has it
 
 
 def prepare_folder(
@@ -51,73 +51,71 @@ def prepare_folder(
     format: str | None = None,
     workers: int | None = None,
     root: Path | None = None,
-) -> SequenceSet:
-    """Read a folder of posed objects, or load what was prepared from the same files before.
+    captions: Path | None = None,
+    **sharing: Any,
+) -> SequenceSet | ShardedSet | PartOfSet:
+    """Read a folder of objects, or load what was prepared from the same files before.
 
-    format: one of `formats.FORMATS`, by default found out by looking. Raises ConfigError for a name that cannot be one
-    or is a built-in set's, and DataError for a folder or an object that cannot be used, naming file, object and field.
+    format: one of `formats.FORMATS`, by default found out by looking. captions: a file as
+    `formats.shared.captions` has it. sharing: `objects_per_shard`, `part` and
+    `strict`, as `streaming.streamed.prepare_listed` has them. Raises ConfigError for a name that cannot be one or is a
+    built-in set's, and DataError for a folder or an object that cannot be used, naming file, object and field.
     """
     _check_name(name)
-    base = experiment(profile, PATTERN).data
+    folder = Path(folder)
     format = format or detect(folder)[0]
-    scenes = scan(folder, format)
-    first = read(scenes[0], Options(resolution=base.resolution))
-    if isinstance(first, Video):
-        raise DataError(f"{scenes[0].where} is a video, expected posed images: videos of people are celebv_text's")
-    if len(first) < FEWEST_VIEWS:
-        raise DataError(f"{scenes[0].where} has {len(first)} views, expected at least {FEWEST_VIEWS}")
-    views = min(len(first), base.train_views + base.heldout_views)
-    options, splits = Options(resolution=base.resolution, views=views), _splits(scenes)
-    config = _settings(name, base, first, views, list(splits.values()))
-    jobs = {s.key: Job(s, options, splits[s.key]) for s in sorted(scenes, key=lambda s: splits[s.key] == "test")}
-    sources = {"format": format, "objects": {key: [job.split, _digest(job.scene)] for key, job in jobs.items()}}
+    base = dataclasses.replace(_pattern(profile, format == "videos").data, name=name)
     workers = torch.get_num_threads() if workers is None else workers
-    return prepare_set(config, {"own": sources}, jobs, read_object, workers, root)
+    scenes = walk(folder, format) if captions is None else captioned(walk(folder, format), captions)
+    with Listing(scenes, folder, root or data_root(), lambda n: min(HELDOUT, n // 5)) as listing:
+        config, options = _settings(base, listing, format, sharing.get("strict", False), root)
+        sources, kind = {"format": format}, VIDEOS if format == "videos" else SEQUENCES
+        if format == "models":
+            sources |= {"lights": LIGHT_RIG, "supersampling": options.supersampling}
+        read_scene = partial(_read_scene, options, config)
+        return prepare_listed(config, {KIND: sources}, listing, read_scene, kind, workers, root, **sharing)
 
 
-def read_object(job: Job) -> tuple[Sequence, None]:
-    """One object, its held-out views last."""
-    sequence = read(job.scene, job.options)
-    order = _heldout_last(len(sequence))
-    cameras = sequence.cameras
-    placed = dataclasses.replace(
-        sequence,
-        images=sequence.images[order].contiguous(),
-        masks=sequence.masks[order].contiguous(),
-        cameras=dataclasses.replace(
-            cameras,
-            world_to_camera=cameras.world_to_camera[order].float(),
-            intrinsics=cameras.intrinsics[order].float(),
-        ),
-        split=job.split,
-    )
-    return placed, None
+def _read_scene(options: Options, config: DataConfig, scene: Scene) -> tuple[Sequence | Video, Any]:
+    """An object, and the mesh of one that has a mesh."""
+    if scene.format == "models":
+        return read_with_mesh(scene, options)
+    if scene.format == "videos":
+        video = read(scene, options)
+        return dataclasses.replace(video, train_frames=train_share(config, len(video))), None
+    sequence, _ = read_posed(scene, options)
+    order = heldout_last(len(sequence), len(sequence))
+    return ordered(dataclasses.replace(sequence, split=scene.split), order), None
 
 
-def prepare(config: DataConfig, root: Path | None = None) -> SequenceSet:
+def prepare(
+    config: DataConfig, root: Path | None = None, objects_per_shard: int | None = None
+) -> SequenceSet | ShardedSet:
     """The own set of these settings, which `prepare_folder` has made. Raises DataError where it is gone."""
-    for manifest in _manifests(config.name, root):
-        if _config(manifest) == config:
-            return load_set(manifest.parent)
-    raise DataError(
-        f"data set {config.name}: is not prepared, expected it from 'vader data FOLDER --name {config.name}'"
-    )
+    expected = f"expected it from 'vader data FOLDER --name {config.name}'"
+    return load_earlier(config, KIND, expected, root, objects_per_shard)
 
 
 def is_prepared(name: str) -> bool:
     """Whether there is an own set of that name."""
-    return any(True for _ in _manifests(name, None))
+    return any(True for _ in sets_called(name, KIND))
 
 
 def experiment_named(profile: str, name: str) -> Experiment:
-    """The experiment of a profile on a built-in set or on an own one, which was prepared before.
+    """The experiment of a profile on a built-in set or on one that was made of files: an own one, or one of the
+    paper's, whose counts and cameras are those that were found.
 
     Raises ConfigError for an unknown name, and for an own set that was prepared for pictures of another size.
     """
-    configs = [_config(manifest) for manifest in _manifests(name, None)]
-    if not configs:
+    if name in DOWNLOADED:
+        asked = experiment(profile, name)
+        made = [earlier.config for earlier in sets_called(name, "set") if earlier.was_asked_for(asked.data)]
+        return dataclasses.replace(asked, data=made[-1]) if made else asked
+    found = list(sets_called(name, KIND))
+    if not found:
         return experiment(profile, name)
-    pattern = experiment(profile, PATTERN)
+    pattern = _pattern(profile, found[-1].sources[KIND]["format"] == "videos")
+    configs = [earlier.config for earlier in found]
     fitting = [config for config in configs if config.resolution == pattern.data.resolution]
     sizes = sorted({config.resolution for config in configs})
     require(
@@ -128,19 +126,11 @@ def experiment_named(profile: str, name: str) -> Experiment:
     return dataclasses.replace(pattern, data=fitting[-1])
 
 
-def _manifests(name: str, root: Path | None) -> Iterator[Path]:
-    """Of the own sets of that name, the one prepared last at the end."""
-    files = (root or data_root()).glob(f"{name}-*/manifest.json")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime):
-        if re.fullmatch(re.escape(name) + "-[0-9a-f]{12}", file.parent.name):
-            manifest = read_json(file, name, ("name", "config", "sources"))
-            if manifest["name"] == name and "own" in manifest["sources"]:
-                yield file
-
-
-def _config(manifest: Path) -> DataConfig:
-    fields = json.loads(manifest.read_text(encoding="utf-8"))["config"]
-    return DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def _pattern(profile: str, videos: bool) -> Experiment:
+    """The experiment of the built-in set whose settings own sets have, but for their data."""
+    names = [name for known, name in VIDEO_DATA if known == profile]
+    moving = VIDEO_PATTERN if VIDEO_PATTERN in names else names[0] if names else PATTERN
+    return experiment(profile, moving if videos else PATTERN)
 
 
 def _check_name(name: str) -> None:
@@ -155,47 +145,26 @@ def _check_name(name: str) -> None:
     raise ConfigError(f"data set {name!r} is a built-in one, expected another name")
 
 
-def _splits(scenes: list[Scene]) -> dict[str, str]:
-    """{key: split}: that of the folders if they name test objects, else by a hash of the key."""
-    if any(scene.split == "test" for scene in scenes):
-        return {scene.key: scene.split for scene in scenes}
-    order = sorted(scenes, key=lambda scene: hashlib.sha256(scene.key.encode()).digest())
-    heldout = {scene.key for scene in order[: min(HELDOUT, len(scenes) // 5)]}
-    return {scene.key: "test" if scene.key in heldout else "train" for scene in scenes}
-
-
-def _heldout_last(views: int) -> list[int]:
-    """Numbers of the views: those to train on, then every sixth."""
-    heldout = list(range(5, views, 6)) or [views - 1]
-    return [v for v in range(views) if v not in heldout] + heldout
-
-
-def _settings(name: str, base: DataConfig, first: Sequence, views: int, splits: list[str]) -> DataConfig:
-    """What the cameras of an object say about the set: their distance, field of view and elevations (medians)."""
-    centres = first.cameras.centres().double()
-    distance = centres.norm(dim=-1)
-    focal = first.cameras.intrinsics[:, 0, 0].double().median().item()
-    elevation = torch.rad2deg(torch.asin((centres[:, 1] / distance).clamp(-1, 1)))
-    heldout = len(list(range(5, views, 6))) or 1
-    return dataclasses.replace(
-        base,
-        name=name,
-        num_objects=splits.count("train"),
-        heldout_objects=splits.count("test"),
-        train_views=views - heldout,
-        heldout_views=heldout,
-        field_of_view=round(math.degrees(2 * math.atan(base.resolution / (2 * focal))), 3),
-        camera_distance=round(distance.median().item(), 3),
-        elevation=(round(elevation.min().item(), 1), round(elevation.max().item(), 1)),
-    )
-
-
-def _digest(scene: Scene) -> str:
-    """SHA-256 (hex) of the files of an object, by name and content."""
-    files = sorted(f for f in scene.place.rglob("*") if f.is_file()) if scene.place.is_dir() else [scene.place]
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(scene.place.parent).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
+def _settings(
+    base: DataConfig, listing: Listing, format: str, strict: bool, root: Path | None
+) -> tuple[DataConfig, Options]:
+    """Settings of the set, and how its objects are read: what the first that can be used says."""
+    if format == "videos":
+        return base, Options(resolution=base.resolution, most_frames=base.train_views + base.heldout_views)
+    options = Options(resolution=base.resolution, supersampling=base.supersampling, cache=root)
+    if format == "models":
+        return base, dataclasses.replace(options, cameras=partial(object_cameras, base))
+    fault = None
+    for scene in listing:
+        try:
+            first = read(scene, options)
+            if len(first) < FEWEST_VIEWS:
+                raise DataError(f"{scene.where} has {len(first)} views, expected at least {FEWEST_VIEWS}")
+        except DataError as error:
+            if strict:
+                raise
+            fault = fault or error
+            continue
+        views = min(len(first), base.train_views + base.heldout_views)
+        return settings_of(base, first, views, views), dataclasses.replace(options, views=views)
+    raise fault

@@ -18,6 +18,7 @@ from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet
 from ..sequence import Sequence, object_cameras
 from ..shards import ShardedSet
+from ..streaming.parts import Join, Part, PartOfSet
 from ..synthetic.factors import CONTINUOUS, DISCRETE, FINISHES, describe, draw
 from ..synthetic.shapes import build
 
@@ -66,11 +67,15 @@ def render_object(job: tuple[DataConfig, int]):
 
 
 def prepare(
-    config: DataConfig, workers: int | None = None, root: Path | None = None, objects_per_shard: int | None = None
-) -> SequenceSet | ShardedSet:
+    config: DataConfig,
+    workers: int | None = None,
+    root: Path | None = None,
+    objects_per_shard: int | None = None,
+    part: Part | Join | None = None,
+) -> SequenceSet | ShardedSet | PartOfSet:
     """Load or render a procedural set. workers: processes, by default one per available core if that pays.
 
-    objects_per_shard: as in `prepare_set`. Raises ConfigError for a category that is not procedural and DataError
+    objects_per_shard, part: as in `prepare_set`. Raises ConfigError for a category that is not procedural and DataError
     where cameras would be inside of objects or the folder cannot be written.
     """
     if config.name not in CATEGORIES:
@@ -86,4 +91,5 @@ def prepare(
         rays = count * (config.train_views + config.heldout_views) * (config.resolution * config.supersampling) ** 2
         workers = torch.get_num_threads() if rays > FEW_RAYS else 1
     jobs = {object_key(CATEGORIES[config.name], i): (config, i) for i in range(count)}
-    return prepare_set(config, sources(config), jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
+    sharing = {"objects_per_shard": objects_per_shard, "part": part}
+    return prepare_set(config, sources(config), jobs, render_object, workers, root, **sharing)

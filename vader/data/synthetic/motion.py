@@ -1,9 +1,9 @@
 """Motion of rendered subjects: hashed random draws, band-limited curves, motion clips.
 
-A clip is a text file of DeepMimic's humanoid (Peng et al. 2018), as PyBullet's data ship them: JSON with "Loop" ("wrap"
-or "none") and "Frames" of 44 numbers each: seconds, root position (3), then quaternions (w, x, y, z) relative to the
-parent, and angles about z of knees and elbows, in the order of `CLIP_JOINTS`. Its axes are x forward, y up, z right,
-and at rest it stands upright with arms and legs straight down.
+A clip is a text file of DeepMimic's humanoid (Peng et al. 2018), as PyBullet's data ship them. It is JSON with "Loop"
+("wrap" or "none") and "Frames" of 44 numbers each. These are seconds, the root's position (3), then quaternions
+(w, x, y, z) relative to the parent, and angles about z of knees and elbows, in the order of `CLIP_JOINTS`. A clip's
+axes are x forward, y up, z right, and at rest the humanoid stands upright with arms and legs straight down.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ TO_OURS = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Times (t,) in seconds, from 0; height of the root (t,) in metres; rotations relative to the parent, ours."""
+    """Times (t,) in seconds from 0, height of the root (t,) in metres, rotations relative to the parent in our axes."""
 
     times: np.ndarray
     height: np.ndarray

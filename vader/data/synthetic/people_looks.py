@@ -1,4 +1,4 @@
-"""Identities of `vader.data.sets.people`: hashed draws of bodies, colours of regions, clothes."""
+"""Looks of the people of `vader.data.sets.people`: hashed draws of bodies, colours of regions, clothes."""
 
 from __future__ import annotations
 

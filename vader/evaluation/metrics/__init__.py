@@ -1,4 +1,4 @@
-"""FID/KID, PSNR/LPIPS, COV/MMD/1-NNA."""
+"""Metrics of pictures, shapes, poses and attributes: FID, KID, PSNR, LPIPS, COV, MMD, 1-NNA and others."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Attributes of chairs, read off volumes by rule and compared with what captions say.
+"""Attributes of chairs, read off volumes by rule and compared with their captions.
 
-No network judges another one here: a chair's seat is its widest slice, what is below it are the legs, what is above
-it the back and the armrests, and each attribute follows from a few measurements. They are of what light meets,
-silhouettes and visible colours, because learned volumes are hollow, blurred, and of any colour inside. The rules are
-made for the procedural chairs at 32^3 voxels and above; at that size a tapered leg cannot be told from a straight one
-or a slat from a spindle, so these are one value each, and colours that differ in lightness only are one family.
+No network judges another one here. A chair's seat is its widest slice, the legs are below it, and the back and the
+armrests above it. Each attribute follows from a few measurements. These are of silhouettes and visible colours, because
+learned volumes are hollow, blurred, and of any colour inside. The rules are made for the procedural chairs at 32^3
+voxels and above. At that size a tapered leg looks like a straight one and a slat like a spindle, so these are one value
+each. Colours that differ in lightness only are one family.
 
 Volumes are (4, S, S, S) = density, r, g, b over the cube, axes (z, y, x), y up, front towards +z.
 """
@@ -47,7 +47,7 @@ ATTRIBUTES = ("colour", "legs", "back", "armrests")
 
 
 def said(caption: str) -> Attributes:
-    """What a caption of `factors.describe` says of a chair. Raises MetricError where it leaves one out."""
+    """A chair's attributes that a caption of `factors.describe` names. Raises MetricError where it leaves one out."""
     colour = re.match(r"an? (?:pale )?(.+?) (?:wooden|painted|metal) chair", caption)
     legs = [value for word, value in LEGS.items() if re.search(rf"\b{word}\b", caption)]
     back = [value for word, value in BACKS.items() if re.search(rf"\b{word}\b", caption)]
@@ -197,7 +197,7 @@ def _colour(colours: np.ndarray, stopped: np.ndarray) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class AttributeScores:
-    """Of objects and the captions they should follow: what was read and said, in order."""
+    """Attributes read off objects, beside those that their captions name, in order."""
 
     readings: list[Attributes]
     captions: list[Attributes]

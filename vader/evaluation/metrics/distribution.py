@@ -1,10 +1,9 @@
-"""FID and KID between sets of features, with intervals that know which images show the same object.
+"""FID and KID between sets of features, with bootstrap intervals over whole objects.
 
-The distances themselves are torch-fidelity's (`distances`). The spread over random subsets, which it
-reports as KID's deviation, says nothing about other objects, and images of one object are no independent
-samples: the intervals here come from resampling whole objects. For the kernel distance this costs little,
-since its sums are kept per pair of objects (`KernelSums`), and for the Fréchet distance since it is taken
-of the smaller of two matrices (`_frechet`).
+The distances themselves are torch-fidelity's (`distances`). It reports KID's deviation over random subsets, which says
+nothing about other objects. Images of one object are no independent samples, so the intervals here come from resampling
+whole objects. For the kernel distance this costs little, since its sums are kept per pair of objects (`KernelSums`).
+For the Fréchet distance it costs little, since that is taken of the smaller of two matrices (`_frechet`).
 """
 
 from __future__ import annotations
@@ -85,7 +84,8 @@ class KernelSums:
     """Sums of k(x, y) = (x.y / f + 1)^3 over the images of each pair of objects.
 
     within_a (a, a), within_b (b, b): both images from the same set, the diagonal without the pairs of an
-    image with itself; across (a, b); images_a (a,), images_b (b,): images of each object. float64.
+    image with itself. across (a, b): one image from each set. images_a (a,), images_b (b,): images of each
+    object. All are float64.
     """
 
     within_a: Tensor

@@ -1,6 +1,6 @@
-"""Images to the features in which FID and KID compare distributions (Sec. 4.2).
+"""Image features in which FID and KID compare distributions (Sec. 4.2).
 
-Only InceptionV3's features make a FID or KID; distances in any other network's are FD and KD, with the
+Only InceptionV3's features make a FID or KID. Distances in any other network's are FD and KD, with the
 network named (`metric_names`). The networks are torch-fidelity feature extractors:
 
     inception-v3        torch-fidelity's own, 2048-d: the paper's metric; weights from the hub
@@ -51,7 +51,7 @@ class Features:
         return int(self.objects.max()) + 1
 
     def first(self, objects: int) -> Features:
-        """Those of the images of the first objects only."""
+        """The features of the first objects' images only."""
         chosen = self.objects < objects
         return dataclasses.replace(self, values=self.values[chosen], objects=self.objects[chosen], left_out=0)
 

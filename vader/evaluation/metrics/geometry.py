@@ -1,12 +1,12 @@
 """COV, MMD and 1-NNA between sets of point clouds (A.1, Eq. 3-5), exact at 1,000 x 1,000 clouds.
 
 All of them ask only for nearest clouds, so most pairs never need their distance: a lower bound that
-costs microseconds (`_lower_bounds`) already exceeds what another pair has reached. What is left goes
+costs microseconds (`_lower_bounds`) already exceeds another pair's distance. The remaining pairs go
 through a vectorised brute-force kernel (`chamfer_cpu`).
 
 Chamfer distances are means over points, CD(X, Y) = mean_x min_y |x - y|^2 + mean_y min_x |x - y|^2, as in
-the field's evaluation code and as the paper's Table 4 must have used (its values are far below the sums
-of Eq. 3); `form="sum"` gives Eq. 3 to the letter. For clouds of p points one is p times the other.
+the field's evaluation code. The paper's Table 4 must have used means, too, since its values are far below the
+sums of Eq. 3. `form="sum"` gives Eq. 3 to the letter. For clouds of p points one is p times the other.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ CHUNK = 1024  # pairs between two looks at what can still be skipped
 
 @dataclass(frozen=True)
 class ShapeMetrics:
-    """How a generated set covers and matches a reference set. Each is a mean over clouds of one set.
+    """Scores of how a generated set covers and matches a reference set, each a mean over clouds of one set.
 
-    cov: fraction of reference clouds that are the nearest one of some generated cloud (Eq. 4), higher is better.
-    mmd: mean over reference clouds of the distance to the nearest generated cloud (Eq. 5), lower is better.
+    cov: fraction of reference clouds that are the nearest one of some generated cloud (Eq. 4). Higher is better.
+    mmd: mean over reference clouds of the distance to the nearest generated cloud (Eq. 5). Lower is better.
     mmd_smp: mean over generated clouds of the distance to the nearest reference cloud, as the paper's text
-        words MMD; lower is better.
-    one_nna: leave-one-out accuracy of telling the sets apart by the nearest cloud, best at 0.5; None for
+        words MMD. Lower is better.
+    one_nna: leave-one-out accuracy of telling the sets apart by the nearest cloud, best at 0.5. None for
         sets of unequal size, where 0.5 is no longer chance.
     """
 

@@ -1,9 +1,9 @@
-"""Image against image: PSNR over all or foreground pixels, and LPIPS.
+"""Metrics between two images: PSNR over all or foreground pixels, and LPIPS.
 
-Images are (n, h, w, 3) colours in [0, 1], as composited on black. Black pixels are easy to get
-right, so that at 20 dB over all pixels a chair can still be a grey blob: always report the PSNR of
-the foreground beside it. Ranges: PSNR 0..inf dB, higher is better, inf for equal images; LPIPS
-0..~1, lower is better, 0 for equal images.
+Images are (n, h, w, 3) colours in [0, 1], as composited on black. Black pixels are easy to get right, so at
+20 dB over all pixels a chair can still be a grey blob. Always report the PSNR of the foreground beside it.
+PSNR is in 0..inf dB, higher is better, inf for equal images. LPIPS is in 0..~1, lower is better, 0 for equal
+images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from . import MetricError, optional_import
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (n,); report the mean over images.
 
-    prediction, target: (n, h, w, 3) in [0, 1]; `prediction` is clamped to it, as an image file would.
-    mask: (n, h, w) in [0, 1], the target's foreground; given, only pixels at least half covered count.
+    prediction, target: (n, h, w, 3) in [0, 1]. `prediction` is clamped to it, as an image file would.
+    mask: (n, h, w) in [0, 1], the target's foreground. If given, only pixels at least half covered count.
     Raises `MetricError` for unequal shapes, NaN, and an image whose mask is empty.
     """
     _check(prediction, target)

@@ -1,8 +1,8 @@
 """Nearest training objects in feature space, which tell copies from new samples.
 
 The distance of an object to a training object is the mean over the object's views of the Euclidean
-distance to the nearest view of that training object. What is near is said by real objects that the
-model never saw: samples of a model that memorises are much nearer to their nearest training object
+distance to the nearest view of that training object. Real objects that the model never saw are the
+reference for *near*. Samples of a model that memorises are much nearer to their nearest training object
 than held-out objects are to theirs.
 """
 

@@ -1,9 +1,10 @@
-"""Scores for poses and parts that were learned without supervision, where the truth is known.
+"""Scores for poses and parts that were learned without supervision, where the ground truth is known.
 
-A learned canonical frame is one of many that explain the same pictures. With S = [R_s | t_s] between the frames of a
-part and k the ratio of the units, a perfect model has R = Q R_s and k t = Q t_s + u for learned poses [R | t] and true
-ones [Q | u], both from a part to the same camera. `pose_errors` fits the one similarity to all frames it is given and
-measures what is left: give it a video at a time, or several to ask for one frame across them.
+A learned canonical frame is one of many that explain the same pictures. Learned poses are [R | t] and true ones
+[Q | u], both from a part to the same camera. Let S = [R_s | t_s] map between the frames of a part, and let k be the
+ratio of the units. A perfect model has R = Q R_s and k t = Q t_s + u. `pose_errors` fits the one similarity to all
+frames it is given and measures the remaining error. Give it one video at a time, or several to ask for one frame
+across them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from . import MetricError
 
 @dataclass(frozen=True)
 class PoseErrors:
-    """What the best similarity leaves, per frame, and that similarity."""
+    """The errors per frame after the best similarity, and that similarity."""
 
     rotation: Tensor  # (n,) degrees
     translation: Tensor  # (n,) distance in the truth's units

@@ -30,10 +30,10 @@ STILL = 256  # pixels along a side of the picture that is there before, or inste
 class Exhibit:
     """An object to show.
 
-    volume: (4 or more, d, h, w), density >= 0 first, then colour; further channels are ignored.
+    volume: (4 or more, d, h, w), density >= 0 first, then colour. Further channels are ignored.
     caption: what it is, under its name: the system, the run, the seed, the prompt.
     glb: its mesh, for download: the bytes of a GLB, which the page then carries, or the path of one beside the page.
-    samples: per ray; None: two a voxel and at least 96. The pictures of an experiment have their own number.
+    samples: per ray. None is two a voxel and at least 96. The pictures of an experiment have their own number.
     azimuth, elevation: degrees from the front and from the horizon, where the camera starts.
     field_of_view, distance: the camera's full angle in degrees and its distance, as in `DataConfig`.
     """

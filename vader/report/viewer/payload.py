@@ -39,7 +39,7 @@ class Payload:
     """A volume ready to travel.
 
     grid, crop, start: voxels along (x, y, z) of the volume, of the part that is sent, and where that part begins.
-    density: the largest one, which code 255 stands for; 0 where the volume is empty.
+    density: the largest one, which code 255 stands for. It is 0 where the volume is empty.
     colour: the (lowest, highest) red, green and blue.
     data: the deflated bytes (no header: 'deflate-raw' in a browser).
     """

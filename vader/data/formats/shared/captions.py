@@ -50,14 +50,20 @@ def read_captions(file: Path) -> dict[str, dict[str, str]]:
 def with_captions(scenes: Iterable[Scene], file: Path) -> list[Scene]:
     """Scenes with what the file says of them; those that it does not name stay as they are. A category becomes an
     attribute. Raises DataError for keys that no object has."""
-    scenes, captions = list(scenes), read_captions(file)
-    keys = {scene.key for scene in scenes}
+    return list(captioned(scenes, file))
+
+
+def captioned(scenes: Iterable[Scene], file: Path) -> Iterator[Scene]:
+    """`with_captions`, one after the other. Keys that no object has are an error after the last."""
+    captions, keys = read_captions(file), set()
+    for scene in scenes:
+        keys.add(scene.key)
+        yield _captioned(scene, captions.get(scene.key, {}))
     if unknown := [key for key in captions if key not in keys]:
         raise DataError(
             f"{file}: {len(unknown)} of {len(captions)} keys are of no object, the first is {unknown[0]!r}"
             f"{nearest(unknown[0], sorted(keys))}; expected keys as {sorted(keys)[0]!r}"
         )
-    return [_captioned(scene, captions.get(scene.key, {})) for scene in scenes]
 
 
 def _captioned(scene: Scene, fields: dict[str, str]) -> Scene:

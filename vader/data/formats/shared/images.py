@@ -96,8 +96,10 @@ def open_picture(
     return Picture(np.ascontiguousarray(colour), np.ascontiguousarray(alpha))
 
 
-def open_mask(source: Path | bytes, where: str, size: tuple[int, int]) -> np.ndarray:
+def open_mask(source: Path | bytes, where: str, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
     """Coverage (h, w) uint8 from a mask file: its alpha if that varies, else its grey levels; scaled to `size`.
+
+    nearest: scaled by the nearest pixel, for masks that a threshold makes hard.
 
     Raises DataError as `open_picture`, and where the mask has another aspect ratio than the picture it is for.
     """
@@ -111,6 +113,8 @@ def open_mask(source: Path | bytes, where: str, size: tuple[int, int]) -> np.nda
         return alpha
     if not same_shape((h, w), size):
         raise DataError(f"{where}: mask is {w}x{h} pixels, expected the shape of its picture, {size[1]}x{size[0]}")
+    if nearest:
+        return np.asarray(Image.fromarray(alpha).resize(size[::-1], Image.Resampling.NEAREST))
     whole = h % size[0] == 0 and w % size[1] == 0
     kind = Image.Resampling.BOX if whole else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(alpha).resize(size[::-1], kind))

@@ -72,6 +72,20 @@ def hull_points(
     Returns points (n, SAMPLES, 3) float64 and whether they belong to the hull (n, SAMPLES). A point counts where at
     least half of the views, and two, see it and `agreement` of these have any coverage there; slack as in `support`.
     """
+    points, there = _on_rays(cameras, view, pixels, centre, radius)
+    return points, there & _in_hull(points, cameras, masks, agreement, slack)
+
+
+def _in_hull(points: Tensor, cameras: Cameras, masks: Tensor, agreement: float, slack: bool) -> Tensor:
+    """Which points (..., 3) belong to the hull, as `hull_points` says."""
+    seen, inside = support(points.reshape(-1, 3), cameras, masks > 0, agreement, slack)
+    enough = (seen >= max(min(2, len(cameras)), len(cameras) / 2)) & (inside >= agreement * seen)
+    return enough.view(points.shape[:-1])
+
+
+def _on_rays(cameras: Cameras, view: int, pixels: Tensor, centre: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Samples (n, SAMPLES, 3) float64 on the rays of a view's pixels inside a sphere, and which are before the
+    camera, on rays that meet the sphere."""
     one, dtype = cameras[view], torch.float64
     k, pose = one.intrinsics[0].to(dtype), one.world_to_camera[0].to(dtype)
     homogeneous = torch.cat([pixels.flip(1).to(dtype) + 0.5, torch.ones(len(pixels), 1, dtype=dtype)], dim=1)
@@ -82,9 +96,7 @@ def hull_points(
     steps = (torch.arange(SAMPLES, dtype=dtype) + 0.5) / SAMPLES
     depth = (-along - half)[:, None] + 2 * half[:, None] * steps
     points = centre + offset + depth[..., None] * directions[:, None]
-    seen, inside = support(points.reshape(-1, 3), cameras, masks > 0, agreement, slack)
-    enough = (seen >= max(min(2, len(cameras)), len(cameras) / 2)) & (inside >= agreement * seen)
-    return points, enough.view(depth.shape) & (depth > 0) & (half > 0)[:, None]
+    return points, (depth > 0) & (half > 0)[:, None]
 
 
 def hull_silhouette(cameras: Cameras, masks: Tensor, view: int) -> Tensor:
@@ -201,9 +213,12 @@ def _some_hull_points(cameras: Cameras, masks: Tensor, centre: Tensor, radius: f
         every = max(1, len(pixels) * len(cameras) // RAYS)
         if len(pixels := pixels[::every]) == 0:
             continue
-        points, inside = hull_points(cameras, masks, view, pixels, centre, radius, AGREEMENT)
-        found.append(points[inside])
-    return torch.cat(found) if found else torch.zeros(0, 3)
+        points, there = _on_rays(cameras, view, pixels, centre, radius)
+        found.append(points[there])
+    if not found:
+        return torch.zeros(0, 3)
+    points = torch.cat(found)  # of all views at once: operations on few points take as long as on many
+    return points[_in_hull(points, cameras, masks, AGREEMENT, False)]
 
 
 def _first_guess(cameras: Cameras, masks: Tensor, where: str) -> tuple[Tensor, float]:

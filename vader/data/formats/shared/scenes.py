@@ -1,4 +1,4 @@
-"""What all formats share: the object on disk, `Scene`; how it is to be read, `Options`; its posed pictures, `View`.
+"""The base of all formats: an object on disk (`Scene`), its posed pictures (`View`) and how to read it (`Options`).
 
 A reader of posed pictures lists an object's views, and `assemble` makes a Sequence of them: one picture at a time is
 decoded, masked, composited on black, freed of distortion, made square and scaled, and only the small result is kept.
@@ -8,12 +8,9 @@ Its cameras are in the world of the files, float64; `vader.data.formats.shared.n
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,15 @@ from ....settings.checks import require
 from ...prepared import DataError
 from ...sequence import Sequence
 from . import images
+from .folders import folders as folders
+from .folders import inside as inside
+from .folders import require_folder as require_folder
+from .folders import sampled as sampled
 from .lenses import Lens, Unwarper
 
 BACKGROUNDS = ("black", "white")
 UPS = ("cameras", "x", "-x", "y", "-y", "z", "-z")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "val": "test", "valid": "test"}
-LOOKED_AT, BRANCHES = 2000, 16  # finding out a format: folders that are looked at, and of one folder
 SHOWN = 3  # reasons in an error message
 
 
@@ -65,6 +65,8 @@ class Options:
     cameras: Callable[[str], Cameras] | None = None  # of an object's key; for 3D models, which come without
     supersampling: int = 2  # of 3D models
     frames: int | None = None  # of videos: so many, evenly spaced in time; None: all
+    most_frames: int | None = None  # of videos: of longer ones so many, evenly spaced in time
+    cache: Path | None = None  # where cameras that were found are kept, for photographs; None: `data_root()`
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that cannot be."""
@@ -76,7 +78,7 @@ class Options:
         scale = self.placing.scale
         require(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
         require(self.focal is None or self.focal > 0, f"focal is {self.focal}, expected a positive number of pixels")
-        for name in ("views", "frames"):
+        for name in ("views", "frames", "most_frames"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}, expected at least 1")
 
@@ -117,23 +119,33 @@ class View:
 
 # ---------------------------------------------------------------------------------------- listing
 
+Places = Iterator[tuple[str, Path, dict[str, Any]]]  # path relative to the root, place, and Scene.files
+
 
 def make_scenes(format: str, root: Path, places: dict[str, tuple[Path, dict[str, Any]]]) -> list[Scene]:
-    """Scenes of places by their path relative to `root`, each with a key made of that path, in natural order.
+    """Scenes of places by their path relative to `root`, in natural order (`make_scene`).
 
-    A part of the path that names a split ("train", "chairs_test") is taken for the split and leaves the key.
     Raises DataError where two objects would have one key.
     """
     scenes: dict[str, Scene] = {}
     for relative in sorted(places, key=images.natural):
-        place, files = places[relative]
-        split, key = split_and_key(relative, root.name)
-        if key in scenes:
-            raise DataError(
-                f"{place}: its key {key!r} is that of {scenes[key].place} as well, expected names that differ"
-            )
-        scenes[key] = Scene(key, format, place, root, split, files=files)
+        scene = make_scene(format, root, relative, *places[relative])
+        if scene.key in scenes:
+            raise same_key(scene, scenes[scene.key])
+        scenes[scene.key] = scene
     return list(scenes.values())
+
+
+def make_scene(format: str, root: Path, relative: str, place: Path, files: dict[str, Any]) -> Scene:
+    """A place with a key made of its path relative to `root`. A part of the path that names a split ("train",
+    "chairs_test") is taken for the split and leaves the key."""
+    split, key = split_and_key(relative, root.name)
+    return Scene(key, format, place, root, split, files=files)
+
+
+def same_key(scene: Scene, other: Scene) -> DataError:
+    """The error of two objects that would have one key."""
+    return DataError(f"{scene.place}: its key {scene.key!r} is that of {other.place} as well, expected other names")
 
 
 def split_and_key(relative: str, root_name: str) -> tuple[str, str]:
@@ -152,55 +164,6 @@ def split_and_key(relative: str, root_name: str) -> tuple[str, str]:
 def key_of(name: str) -> str:
     """A file name as the key of an object: other characters than letters, digits, '.', '_' and '-' become '_'."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip("._-") or "_0"
-
-
-def folders(root: Path) -> Iterator[Path]:
-    """`root` and the folders below it, breadth first and sorted, without hidden ones."""
-    queue = deque([root])
-    while queue:
-        folder = queue.popleft()
-        yield folder
-        queue.extend(sorted(_subfolders(folder)))
-
-
-def sampled(root: Path) -> Iterator[Path]:
-    """As `folders`, but few of them, for finding out a format: the first of each folder, however many it holds."""
-    queue, count = deque([root]), 0
-    while queue and count < LOOKED_AT:
-        folder, count = queue.popleft(), count + 1
-        yield folder
-        queue.extend(sorted(islice(_subfolders(folder), 10 * BRANCHES))[:BRANCHES])
-
-
-def _subfolders(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                yield Path(entry.path)
-
-
-def require_folder(folder: Path) -> Path:
-    """The folder, or DataError where it is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, expected one with objects in it")
-    return folder
-
-
-def inside(root: Path, folder: Path, name: str, what: str) -> Path:
-    """`name`, as a file writes it, relative to `folder`: backslashes are taken for slashes.
-
-    Raises DataError, beginning with `what`, where it leads out of `root` or is absolute.
-    """
-    name = name.replace("\\", "/")
-    if not name or "\0" in name:
-        raise DataError(f"{what}: {name!r} is no path, expected a file's")
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        raise DataError(f"{what}: {name!r} is absolute, expected a path inside of {root}")
-    path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(os.path.normpath(root)):
-        raise DataError(f"{what}: {name!r} leads out of {root}, expected a path inside of it")
-    return path
 
 
 # ---------------------------------------------------------------------------------------- from views to a Sequence
@@ -238,7 +201,7 @@ def assemble(scene: Scene, views: list[View], faults: dict[str, str], options: O
     fewer than `options.views`, are left.
     """
     total, faults = len(views) + len(faults), dict(faults)
-    _require_share(scene, len(views), total, faults, options)
+    require_share(scene, len(views), total, faults, options)
     wanted = options.views or len(views)
     done: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     develop = _Developer(scene, options)
@@ -247,7 +210,7 @@ def assemble(scene: Scene, views: list[View], faults: dict[str, str], options: O
             done[number] = develop(views[number])
         except DataError as error:
             faults[views[number].name] = str(error)
-            _require_share(scene, total - len(faults), total, faults, options)
+            require_share(scene, total - len(faults), total, faults, options)
         if len(done) == wanted:
             break
     if len(done) < (options.views or 1):
@@ -277,7 +240,8 @@ def spread(count: int, wanted: int) -> list[int]:
     return first + sorted(set(range(count)) - set(first))
 
 
-def _require_share(scene: Scene, usable: int, total: int, faults: dict[str, str], options: Options) -> None:
+def require_share(scene: Scene, usable: int, total: int, faults: dict[str, str], options: Options) -> None:
+    """Raises DataError where fewer than `options.least_share` of an object's views can be used; `faults` says why."""
     if total == 0:
         raise DataError(f"{scene.where}: no views, expected pictures with cameras")
     if usable < options.least_share * total:
@@ -288,9 +252,32 @@ def _require_share(scene: Scene, usable: int, total: int, faults: dict[str, str]
 
 
 def _why(faults: dict[str, str]) -> str:
-    shown = list(faults.values())[:SHOWN]
     more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return "".join(f"\n  {line}" for line in shown + more)
+    return "".join(f"\n  {line}" for line in list(faults.values())[:SHOWN] + more)
+
+
+def coverage(view: View, picture: images.Picture, scene: Scene, options: Options) -> np.ndarray:
+    """Mask (h, w) uint8: a file wins, then alpha that varies, then the background's colour, then the mask step."""
+    what = f"{view.picture}: object {scene.key!r}"
+    if view.mask is not None:
+        where, hard = f"{view.mask}: object {scene.key!r}: mask", options.mask_threshold is not None
+        mask = images.open_mask(view.mask, where, picture.size, nearest=hard)
+    elif picture.alpha is not None and picture.alpha.min() < 255:
+        mask = picture.alpha
+    elif options.background is not None:
+        level = {"black": 0, "white": 255}[options.background]
+        mask = np.where((picture.colour != level).any(-1), 255, 0).astype(np.uint8)
+    elif options.masker is not None:
+        mask = options.masker(picture.colour)
+        if mask.shape != picture.size or mask.dtype != np.uint8:
+            raise DataError(f"{what}: mask is {mask.shape} {mask.dtype}, expected {picture.size} uint8")
+    else:
+        raise DataError(f"{what}: no mask: expected one beside it, a picture with alpha, or background given")
+    low, high = view.mask_levels
+    mask = np.where(mask <= low, 0, np.where(mask >= high, 255, mask)).astype(np.uint8)
+    if options.mask_threshold is not None:
+        mask = np.where(mask >= options.mask_threshold, 255, 0).astype(np.uint8)
+    return mask
 
 
 class _Developer:
@@ -306,7 +293,7 @@ class _Developer:
         h, w = picture.size
         if not images.same_shape((h, w), view.size):
             raise DataError(f"{what}: picture is {w}x{h} pixels, expected its camera's {view.size[1]}x{view.size[0]}")
-        mask = self._mask(view, picture, what)
+        mask = coverage(view, picture, self.scene, self.options)
         if mask.max() == 0:
             raise DataError(f"{what}: mask is empty, expected some of the object")
         k = np.diag([w / view.size[1], h / view.size[0], 1.0]) @ view.intrinsics
@@ -319,28 +306,6 @@ class _Developer:
         if mask.max() == 0:
             raise DataError(f"{what}: nothing of the mask is left in the {self.options.fit} square, expected some")
         return square.apply(colour, resolution), mask, square.intrinsics(k, resolution)
-
-    def _mask(self, view: View, picture: images.Picture, what: str) -> np.ndarray:
-        """A mask file wins, then alpha that varies, then the background's colour, then the mask step."""
-        options = self.options
-        if view.mask is not None:
-            mask = images.open_mask(view.mask, f"{view.mask}: object {self.scene.key!r}: mask", picture.size)
-        elif picture.alpha is not None and picture.alpha.min() < 255:
-            mask = picture.alpha
-        elif options.background is not None:
-            level = {"black": 0, "white": 255}[options.background]
-            mask = np.where((picture.colour != level).any(-1), 255, 0).astype(np.uint8)
-        elif options.masker is not None:
-            mask = options.masker(picture.colour)
-            if mask.shape != picture.size or mask.dtype != np.uint8:
-                raise DataError(f"{what}: mask is {mask.shape} {mask.dtype}, expected {picture.size} uint8")
-        else:
-            raise DataError(f"{what}: no mask: expected one beside it, a picture with alpha, or background given")
-        low, high = view.mask_levels
-        mask = np.where(mask <= low, 0, np.where(mask >= high, 255, mask)).astype(np.uint8)
-        if options.mask_threshold is not None:
-            mask = np.where(mask >= options.mask_threshold, 255, 0).astype(np.uint8)
-        return mask
 
     def _unwarper(self, lens: Lens, k: np.ndarray, h: int, w: int) -> Unwarper:
         name = (lens, k.tobytes(), h, w)

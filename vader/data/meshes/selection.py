@@ -17,8 +17,8 @@ import numpy as np
 
 from ..formats.sweethome3d import Catalogue, Model, open_catalogue
 from ..formats.wavefront import DEFAULT_COLOUR, Part, read_obj
-from ..meshes.render import to_canonical
 from ..prepared import DataError
+from .render import to_canonical
 
 MIN_TRIANGLES = 100
 MIN_THICKNESS = 0.02  # smallest extent of the largest; at 48^2 pixels, two thirds of one

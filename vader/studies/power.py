@@ -1,0 +1,154 @@
+"""Power of the open claims: how many seeds of training would decide them, and what these would cost.
+
+    vader study power --profile laptop
+
+writes `reports/power.md`. A claim is open where the interval of a difference over n seeds holds 0. Its half-width says
+how far seeds spread: s = h sqrt(n) / t(n - 1). With m seeds of the same spread the half-width is t(m - 1) s / sqrt(m),
+and a difference is decided by the smallest m for which that is less than the difference (`seeds_needed`). Two of them
+are looked at: the one observed, and the one that the paper's own numbers show, where they are in the same unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..report import paper
+from ..report.report import read_reports
+from ..store.files import write_file
+from ..store.paths import reports_dir
+
+MOST = 1000  # seeds; beyond that a claim is called out of reach
+NUMBER, UNIT = r"-?[\d.]+(?:e[+-]?\d+)?", r"(?: (?:x 0\.01|KD x10\^3|[^\d()]+))?"
+INTERVAL = re.compile(rf"({NUMBER}){UNIT} \(95 % interval over (?:(\d+) training )?seeds ({NUMBER}) to ({NUMBER})[,)]")
+
+
+@dataclass(frozen=True)
+class Open:
+    """A claim that more seeds of training could decide. Numbers are in the unit of its evidence."""
+
+    id: str
+    report: str
+    difference: float
+    low: float
+    high: float
+    seeds: int
+    implied: float | None  # the paper's own difference
+    minutes: float | None  # of one core, for one more seed
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the difference over seeds."""
+        return (self.high - self.low) / 2 * math.sqrt(self.seeds) / _t(self.seeds)
+
+
+def seeds_needed(difference: float, spread: float) -> int | None:
+    """The fewest seeds whose 95 % interval around a difference leaves out 0; None where MOST are too few."""
+    return next((n for n in range(2, MOST + 1) if _t(n) * spread / math.sqrt(n) < abs(difference)), None)
+
+
+def _t(n: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, n - 1))
+
+
+def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[Open], list[tuple[str, str, str]]]:
+    """The inconclusive claims of a profile: those that rest on seeds of training, and (id, report, evidence) of the
+    others, whose intervals are over objects, samples or videos of single trainings."""
+    found, others = [], []
+    for report in (r for r in reports if r["profile"] == profile):
+        for claim in (c for c in report["claims"] if c["verdict"] == "inconclusive"):
+            match = INTERVAL.search(claim["evidence"])
+            if match is None:
+                others.append((claim["id"], report["notebook"], claim["evidence"]))
+                continue
+            difference, told, low, high = match.groups()
+            found.append(
+                Open(
+                    claim["id"],
+                    report["notebook"],
+                    float(difference),
+                    float(low),
+                    float(high),
+                    int(told) if told else _seeds(report),
+                    implied(claim["id"]),
+                    _minutes(report),
+                )
+            )
+    return found, others
+
+
+def _seeds(report: dict[str, Any]) -> int:
+    """Trainings behind a report's means: the most common count of its measured rows that have a spread."""
+    counts = [row["n"] for row in report["rows"] if row["source"] == "measured" and row.get("std")]
+    return max(set(counts), key=counts.count)
+
+
+def _minutes(report: dict[str, Any]) -> float | None:
+    """Of one more seed of all its trainings: by the rows that have their seconds, else by the records of its runs."""
+    rows = [r for r in report["rows"] if r["metric"] == "seconds" and r.get("variant") == "training"]
+    if rows:
+        return sum(row["value"] for row in rows) / 60
+    runs = [run for run in report["environment"]["runs"] if run.get("seconds")]
+    seeds = {run["seed"] for run in runs}
+    return sum(run["seconds"] for run in runs) / len(seeds) / 60 if runs else None
+
+
+def implied(claim: str) -> float | None:
+    """The difference that Table 2 of the paper shows for a claim about it, in the unit of the claim's evidence."""
+    parts = claim.split(".")
+    names = list(paper.TABLE2)
+    if parts[0] != "table2" or len(parts) != 3 or parts[1] not in names or parts[2] not in ("psnr", "lpips"):
+        return None
+    (psnr, lpips), (psnr_before, lpips_before) = paper.TABLE2[parts[1]], paper.TABLE2[names[names.index(parts[1]) - 1]]
+    lost = psnr_before - psnr if parts[2] == "psnr" else lpips - lpips_before
+    return abs(lost)
+
+
+def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) -> str:
+    """The table as Markdown."""
+    lines = [
+        f"# Power of the open claims, profile {profile}",
+        "",
+        "Written by `vader study power`. A claim is open where the interval over seeds of training holds 0. The "
+        "columns on the right say how many seeds would close it, if seeds go on to spread as they did. One count is "
+        "for the difference observed here. The other is for the one that the paper's numbers show.",
+        "",
+        "| claim | report | observed | spread over seeds | seeds so far | needed for the observed | needed for the "
+        "paper's | minutes of one core, one seed more |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for c in sorted(found, key=lambda c: _cost(c)):
+        papers = "–" if c.implied is None else f"{_said(seeds_needed(c.implied, c.spread))} ({c.implied:.3g})"
+        minutes = "–" if c.minutes is None else f"{c.minutes:.0f}"
+        lines.append(
+            f"| `{c.id}` | {c.report} | {c.difference:.3g} | {c.spread:.3g} | {c.seeds} | "
+            f"{_said(seeds_needed(c.difference, c.spread))} | {papers} | {minutes} |"
+        )
+    lines += ["", "## Open for another reason", ""]
+    lines.append(
+        "The intervals of these are over objects, samples or videos. More of those decide them, not more seeds."
+    )
+    lines += ["", *(f"- `{id}` ({report}): {evidence.split(';')[0]}" for id, report, evidence in sorted(others)), ""]
+    return "\n".join(lines)
+
+
+def _cost(claim: Open) -> float:
+    needed = seeds_needed(claim.difference, claim.spread)
+    return math.inf if needed is None else (needed - claim.seeds) * (claim.minutes or math.inf)
+
+
+def _said(seeds: int | None) -> str:
+    return f"over {MOST:,}" if seeds is None else f"{seeds:,}"
+
+
+def write(profile: str) -> Path:
+    """Write `power.md` beside the reports."""
+    file = reports_dir() / "power.md"
+    write_file(file, page(profile, *open_claims(read_reports(), profile)))
+    return file
