@@ -43,17 +43,17 @@ FULL = {f"ball-{i}": "a ball" for i in range(6)}
     [
         ({"ball-0": "a ball"}, r"5 of 6 objects of data set balls have no caption there, the first is 'ball-1'"),
         (FULL | {"bal-1": "x"}, r"object 'bal-1' is not in data set balls \(did you mean 'ball-1'\?\)"),
-        (FULL | {"ball-2": "  "}, r"object 'ball-2': caption is '  ', expected a text"),
-        (FULL | {"ball-2": 3}, r"object 'ball-2': caption is 3, expected a text"),
-        (["a ball"], "holds a list, expected an object"),
-        ("{", "not a readable caption file"),
+        (FULL | {"ball-2": "  "}, r"1 of 6 objects of data set balls have no caption there, the first is 'ball-2'"),
+        (FULL | {"ball-2": 3}, r"entry 'ball-2' is 3, expected a caption"),
+        (["a ball"], "entry 0 has no key"),
+        ("{", "not JSON"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(data, write, content, message):
     file = write(content)
     with pytest.raises(DataError, match=f"^{file}: {message}"):
         with_captions(data, file)
-    with pytest.raises(DataError, match="gone.json: not a readable caption file"):
+    with pytest.raises(DataError, match="gone.json: cannot be read"):
         with_captions(data, file.replace("captions", "gone"))
 
 

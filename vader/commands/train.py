@@ -52,7 +52,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-seconds", type=float, help="pause with a checkpoint after this many seconds")
     parser.add_argument("--source", help="path of the data set's own files, if not the usual one")
     parser.add_argument("--objects-per-shard", type=int, help="store the data set in tars of this many objects")
-    parser.add_argument("--captions", type=Path, help="a JSON file {object: text} in place of the set's own captions")
+    parser.add_argument("--captions", type=Path, help="a file (.csv or .json) of captions that replace the set's own")
     parser.add_argument("--dry-run", action="store_true", help="print steps, memory and files, and stop")
     steps = parser.add_argument_group("several processes (or: torchrun --nproc-per-node=K -m vader train ...)")
     steps.add_argument("--ranks", type=int, default=1, help="processes to start on this machine (default: 1)")

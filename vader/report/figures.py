@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +40,7 @@ def object_grid(volumes: dict[str, Tensor], config: DataConfig, num_samples: int
 
 
 def captioned_objects(
-    volumes: Tensor, captions: Sequence[str], config: DataConfig, num_samples: int, title: str, columns: int = 3
+    volumes: Tensor, captions: Iterable[str], config: DataConfig, num_samples: int, title: str, columns: int = 3
 ) -> Figure:
     """Objects (n, 4, S, S, S) as in Figures 4 and 5: three views above their normals, depth of the right-most view,
     and the caption below."""

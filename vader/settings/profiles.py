@@ -159,11 +159,6 @@ DEPARTURES = {
         evaluation=dict(num_samples=64),
     ),
     **{
-        (profile, "objaverse"): dict(data=dict(variants=1), reconstruction=dict(foreground_weight=0.0))
-        for profile in PROFILES
-    },
-    **{("gpu", name): dict(data=dict(variants=1)) for name in DOWNLOADED if name != "objaverse"},
-    **{
         ("smoke", name): dict(autodecoder=dict(hash_rows=8, hash_codebooks=8))
         for name in ("household", "household_text")
     },
@@ -174,6 +169,11 @@ DEPARTURES = {
         ("gpu", name): dict(data=HOUSEHOLD | dict(variants=1), autodecoder=dict(hash_rows=512, hash_codebooks=256))
         for name in ("household", "household_text")
     },
+    **{
+        (profile, "objaverse"): dict(data=dict(variants=1), reconstruction=dict(foreground_weight=0.0))
+        for profile in PROFILES
+    },
+    **{("gpu", name): dict(data=dict(variants=1)) for name in DOWNLOADED if name != "objaverse"},
     ("gpu", "procedural_chairs_text"): dict(data=dict(num_objects=4096, train_views=24)),
 }
 

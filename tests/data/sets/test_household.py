@@ -20,9 +20,9 @@ from vader.data.describe import caption
 from vader.data.formats import sweethome3d
 from vader.data.formats.sweethome3d import CatalogueNotFound, Model, read_catalogues
 from vader.data.formats.wavefront import Part
-from vader.data.meshes import families
 from vader.data.meshes import render as mesh_render
-from vader.data.meshes.families import Survey, filtered, group_models, near_copies, stem, surface_points, survey
+from vader.data.meshes import selection
+from vader.data.meshes.selection import Survey, filtered, group_models, near_copies, stem, surface_points, survey
 from vader.data.prepared import data_digest
 from vader.data.sets import household
 from vader.data.sets.household import LARGEST_HELDOUT, list_jobs, sources, split_models
@@ -146,7 +146,7 @@ def test_a_stem_has_no_numbers_units_and_words_of_size():
 
 def surface(mesh: trimesh.Trimesh, seed: str = "s") -> np.ndarray:
     points = surface_points([Part("p", np.array(mesh.vertices), np.array(mesh.faces), np.zeros(3))], 1024, seed)
-    return families._per_axis(points)
+    return selection._per_axis(points)
 
 
 def test_points_are_even_on_the_surface():

@@ -2,8 +2,8 @@
 
 Data card: `data_cards/household.md`; creators and licences: `data_cards/ATTRIBUTION_household.md`.
 
-`vader.data.meshes.families` says what belongs to it, and what models are a group, which is either training or held out.
-Large groups train. The smaller ones are ordered by a hash of seed and name, and of each category the first ones are
+`meshes.selection` says what belongs to it, and what models are a group, which is either training or held out. Large
+groups train; the smaller ones are ordered by a hash of seed and name, and of each category the first ones are
 held out. Objects are listed category by category in turn, so that a small set has many kinds. Captions: `describe`.
 """
 
@@ -23,7 +23,8 @@ from ...settings.experiment import DataConfig
 from ...store.files import differences
 from ..describe import caption, colour_shares, colours_of, shape_words
 from ..formats.sweethome3d import Catalogue, CatalogueNotFound, Model, open_catalogue, read_catalogues
-from ..meshes.families import (
+from ..meshes.render import RADIUS, MeshRenderer, reference_mesh
+from ..meshes.selection import (
     MIN_THICKNESS,
     MIN_TRIANGLES,
     NEAR_COPY,
@@ -33,7 +34,6 @@ from ..meshes.families import (
     surface_points,
     survey,
 )
-from ..meshes.render import RADIUS, MeshRenderer, reference_mesh
 from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from ..sequence import Sequence, load_set, object_cameras
