@@ -83,3 +83,26 @@ def test_pyramid_l1_of_a_constant_difference():
 def test_eq_2():
     occupancy, mask = torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     assert foreground_loss(occupancy, mask).item() == pytest.approx(1.5 / 4)
+
+
+def test_features_of_a_named_image_are_computed_once_and_change_nothing():
+    network = tiny_network()
+    seen = []
+    plain, keeping = (PyramidalPerceptualLoss(network, (1, 4), (1.0, 0.5)) for _ in range(2))
+    extract = keeping.extract
+    keeping.extract = lambda images: seen.append((len(images), torch.is_grad_enabled())) or extract(images)
+    keeping.room = 10**6
+    images = torch.rand(5, 16, 16, 3)
+    for names in ([0, 3], [3, 1], [0, 1], [4, 2]):
+        rendered = torch.rand(2, 16, 16, 3)
+        expected = plain(rendered, images[names])
+        torch.testing.assert_close(keeping(rendered, images[names], names), expected)
+    assert [n for n, learning in seen if not learning] == [2, 2, 1, 1, 2, 2]  # new images, at each of two scales
+    assert sorted(keeping.kept) == [0, 1, 2, 3, 4]
+    size = 4 * (16 * 16 * 4 + 8 * 8 * 5 + 8 * 8 * 4 + 4 * 4 * 5)
+    assert keeping.room == 10**6 - 5 * size
+    keeping.kept.clear()
+    keeping.room = size + 7  # for one of them
+    for _ in range(2):
+        torch.testing.assert_close(keeping(images[:2], images[2:4], [2, 3]), plain(images[:2], images[2:4]))
+    assert len(keeping.kept) == 1 and keeping.room == 7

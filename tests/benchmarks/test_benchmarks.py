@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, full_size, preparation, renderer, sampler, shards, training
+from tests.benchmarks import contest, device, full_size, preparation, renderer, sampler, shards, training
 from tests.ranks import shared_experiment
 from tests.report.test_reports import faults_of_benchmark
 from vader.data import load_shards
@@ -161,3 +161,37 @@ def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         command.main(["rendrer"])
     assert "unknown part rendrer" in capsys.readouterr().err
+
+
+def test_the_run_on_a_device_ends_on_a_cpu_and_goes_on_with_what_is_missing(tmp_path, capsys):
+    tiny = ["--tiny", "--device", "cpu", "--out", str(tmp_path), "--only", "machine", "shards"]
+    (tmp_path / "machine.done").touch()
+    assert device.main(tiny) == 0
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["phase"] for line in lines} == {"shards"} and lines[-1]["status"] == 0
+    assert (tmp_path / "shards.log").exists() and capsys.readouterr().out.endswith("missing: nothing\n")
+    assert device.main(tiny) == 0 and len((tmp_path / "results.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_numbers_of_a_device_come_one_by_one():
+    for phase in ("machine", "sampling"):
+        assert len(list(device.PHASES[phase].work(CPU, True))) >= 2
+
+
+def test_a_phase_out_of_time_is_missing_and_said(tmp_path, monkeypatch, capsys):
+    wait = device.Phase(1, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    fail = device.Phase(60, command=(sys.executable, "-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(device, "PHASES", {"wait": wait, "fail": fail})
+    assert device.main(["--device", "cpu", "--out", str(tmp_path)]) == 75
+    told = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in told] == ["out of time", 3] and not list(tmp_path.glob("*.done"))
+    assert "missing: wait, fail" in capsys.readouterr().out
+
+
+def test_without_a_cuda_device_the_run_says_what_runs(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        device.main(["--out", str(tmp_path / "new")])
+    assert "torch finds no CUDA device; --tiny --device cpu runs without one" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

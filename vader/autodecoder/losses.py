@@ -35,7 +35,12 @@ class PyramidalPerceptualLoss(nn.Module):
         layers: indices in `features` after which features are compared (VGG_i, i = 0..I).
         scales: the pyramid. At small scales, layers whose input has become smaller than a pooling window are left out.
         dtype: precision of the network. Distances are taken in float32.
+
+    Features of target images that have a name are kept, as long as they fit into `room` bytes (0: none are): an image
+    that training comes back to is not put through the network again.
     """
+
+    room = 0
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class PyramidalPerceptualLoss(nn.Module):
         self.features = features.eval().requires_grad_(False).to(dtype, memory_format=torch.channels_last)
         self.dtype = dtype
         self.layers, self.scales = layers, scales
+        self.kept: dict[int, list[list[Tensor]]] = {}  # name of an image -> features by scale and layer, (1, c, h, w)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
@@ -63,16 +69,30 @@ class PyramidalPerceptualLoss(nn.Module):
                 taps.append(x)
         return taps
 
-    def forward(self, rendered: Tensor, target: Tensor) -> Tensor:
-        """rendered, target: (n, h, w, 3) in [0, 1] -> scalar."""
+    def forward(self, rendered: Tensor, target: Tensor, names: list[int] | None = None) -> Tensor:
+        """rendered, target: (n, h, w, 3) in [0, 1] -> scalar. names: a number of each target by which it is known."""
         rendered, target = rendered.movedim(-1, 1), target.movedim(-1, 1)
         loss = rendered.new_zeros(())
-        for scale in self.scales:
-            with torch.no_grad():
-                wanted = self.extract(downsample(target, scale))
+        for scale, wanted in zip(self.scales, self.targets(target, names), strict=True):
             got = self.extract(downsample(rendered, scale))
             loss = loss + sum((g.float() - w.float()).abs().mean() for g, w in zip(got, wanted, strict=True))
         return loss
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, names: list[int] | None = None) -> list[list[Tensor]]:
+        """Features of images (n, 3, h, w) by scale and layer; those of named ones are kept while there is room."""
+        if names is None or not self.room:
+            return [self.extract(downsample(images, scale)) for scale in self.scales]
+        new = [k for k, name in enumerate(names) if name not in self.kept]
+        found = [self.extract(downsample(images[new], scale)) for scale in self.scales] if new else []
+        rows = {k: [[x[i : i + 1] for x in taps] for taps in found] for i, k in enumerate(new)}
+        for k, features in rows.items():
+            size = sum(x[0].numel() * x.element_size() for taps in features for x in taps)
+            if size <= self.room:
+                self.room -= size
+                self.kept[names[k]] = [[x.clone() for x in taps] for taps in features]  # not a view of all images
+        each = [rows[k] if k in rows else self.kept[name] for k, name in enumerate(names)]
+        return [[torch.cat(tap) for tap in zip(*scale, strict=True)] for scale in zip(*each, strict=True)]
 
 
 def pyramid_l1(rendered: Tensor, target: Tensor, scales: tuple[float, ...]) -> Tensor:
@@ -103,16 +123,19 @@ def image_losses(
     occupancy: Tensor,
     target: Tensor,
     mask: Tensor,
+    names: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms that renderings are compared with images by: 'foreground', 'pixels', 'perceptual'.
 
     colour, target: (n, h, w, 3), occupancy, mask: (n, h, w), all in [0, 1]. The perceptual term is that of
-    `perceptual_images` of them, drawn from the current random stream.
+    `perceptual_images` of them, drawn from the current random stream. names: (n,) on the CPU, a number of each image
+    by which training knows it again.
     """
     losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy, mask)}
     if settings.pixel_weight:
         losses["pixels"] = settings.pixel_weight * pyramid_l1(colour, target, settings.pyramid_scales)
     if perceptual is not None:
-        chosen = torch.randperm(len(colour))[: settings.perceptual_images].to(colour.device)
-        losses["perceptual"] = settings.perceptual_weight * perceptual(colour[chosen], target[chosen])
+        drawn = torch.randperm(len(colour))[: settings.perceptual_images]
+        known, chosen = None if names is None else names[drawn].tolist(), drawn.to(colour.device)
+        losses["perceptual"] = settings.perceptual_weight * perceptual(colour[chosen], target[chosen], known)
     return losses

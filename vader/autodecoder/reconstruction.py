@@ -23,6 +23,8 @@ from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
 from .losses import image_losses, perceptual_loss
 
+FEATURES_SHARE = 0.4  # of a GPU's free memory, for the features of training images
+
 
 class Autodecoder(nn.Module):
     """The library of embeddings and the decoder G that they are learned with."""
@@ -131,6 +133,8 @@ class Reconstruction:
         self.model = Autodecoder(config, len(self.keys), part).to(device).to(memory_format=torch.channels_last_3d)
         self.model.train()
         self.perceptual = perceptual_loss(settings, device)
+        if self.perceptual is not None and device.type == "cuda":
+            self.perceptual.room = int(FEATURES_SHARE * torch.cuda.mem_get_info(device)[0])
         self.parallel = ranks.wrap(self.model if part is None else self.model.decoder)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
@@ -195,12 +199,13 @@ class Reconstruction:
 
         def losses(j: int) -> dict[str, Tensor]:
             mine = self.choose(clock, j, parts) if chosen is None else [x.chunk(parts)[j] for x in chosen]
-            return self.losses(self.views.batch(*mine), clock)
+            names = (mine[0][:, None] * self.views.num_views + mine[1]).flatten().cpu()
+            return self.losses(self.views.batch(*mine), clock, names)
 
         return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
 
-    def losses(self, batch: Batch, clock: int) -> dict[str, Tensor]:
-        """The weighted losses of a microbatch, and 'loss', their sum."""
+    def losses(self, batch: Batch, clock: int, names: Tensor | None = None) -> dict[str, Tensor]:
+        """The weighted losses of a microbatch, and 'loss', their sum. names: (b * v,), a number of each image."""
         settings = self.microbatch
         target, mask = batch.images.float() / 255, batch.masks.float() / 255
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
@@ -213,7 +218,7 @@ class Reconstruction:
             volume, batch.cameras, settings.num_samples, stratified_seed=stratified_seed, rectified=rectified
         )
         images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
-        losses = image_losses(settings, self.perceptual, *images)
+        losses = image_losses(settings, self.perceptual, *images, names)
         return {"loss": sum(losses.values()), **losses}
 
     def batch(self, clock: int) -> list[str]:
