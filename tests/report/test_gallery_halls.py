@@ -178,11 +178,12 @@ def test_a_sample_that_is_not_finite_says_so_and_the_others_are_there(store, mon
     assert second.exhibit is None and "not finite" in second.text and not second.film.any() and second.beside == ()
 
 
-def test_without_a_second_stage_there_are_reconstructions(store, tmp_path, monkeypatch):
+def test_objects_without_a_second_stage_are_missing(store, tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     shutil.copytree(store[0], runs, ignore=shutil.ignore_patterns("*-diffusion-*"))
     monkeypatch.setenv("VADER_RUNS", str(runs))
-    assert list(rows(NAME)) == ["dls", "reconstructions", "interpolation"]
+    found, missing = finding.find("smoke")
+    assert [one.name for one in found] == [VIDEOS] and {NAME, TEXT} <= set(missing)
 
 
 def test_subjects_move_as_the_videos_beside_them(store):

@@ -316,13 +316,16 @@ def _make_folder(folder: Path) -> None:
 
 
 def commit_run(folder: Path) -> Path:
-    """Copy a finished run among the reference runs, where git sees it. Raises RunError if it is there already."""
+    """Copy a finished run, without its log, among the reference runs, where git sees it.
+
+    Raises RunError if it is there already.
+    """
     run = open_run(folder)
     target = reference_runs_dir() / run.folder.resolve().name
     if target.exists():
         raise RunError(f"{target}: exists already; remove it to commit this run in its place")
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run.folder, partial, ignore=shutil.ignore_patterns("checkpoint*", "*.tmp"))
+    shutil.copytree(run.folder, partial, ignore=shutil.ignore_patterns("checkpoint*", "*.tmp", "log.jsonl"))
     partial.rename(target)
     return target

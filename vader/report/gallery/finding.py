@@ -21,7 +21,7 @@ from .contents import GalleryError
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """An experiment with its runs: of stage 1 and, where it is there, of stage 2."""
+    """An experiment with its runs: of both stages, or of videos stage 1."""
 
     name: str
     config: Experiment
@@ -65,12 +65,10 @@ def command(name: str, profile: str) -> str:
 
 
 def of(name: str, config: Experiment) -> Found | None:
-    """The runs of an experiment; of videos also those with one part. None where there is not even a stage 1."""
+    """The runs of an experiment: of objects, both stages; of videos stage 1, also with one part. None without them."""
     if not config.articulated:
-        if both := trained_runs(config):
-            return Found(name, config, both)
-        first = _first(config, autodecoder_settings(config), ("data",))
-        return first and Found(name, config, (first,))
+        both = trained_runs(config)
+        return both and Found(name, config, both)
     variants = [config]
     if config.articulation.rigid_images:
         variants.append(rigid(config, config.articulation.rigid_images))

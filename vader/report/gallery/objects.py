@@ -32,6 +32,7 @@ from .finding import Found, check_data
 from .pictures import START, as_bytes, film, grid, turn
 
 SAMPLES, RECONSTRUCTIONS, STEPS = 8, 4, 9
+OF_OTHERS = 4  # samples of each other system
 FACES = 600  # of a mesh for download: about 20 KB
 SEED = 0  # of the sampling
 BROKEN = "This sample is not finite: there is nothing to see."
@@ -101,10 +102,9 @@ class _Maker:
 
     def rows(self) -> Iterator[Row]:
         config = self.models.config
-        sampled = len(self.models.runs) > 1
-        if sampled and config.conditional:
+        if config.conditional:
             yield self.prompts()
-        elif sampled:
+        else:
             made = self.model.sample(SAMPLES, SEED)
             yield self.samples(made)
             yield self.interpolation(made[0], made[1])
@@ -113,8 +113,6 @@ class _Maker:
             for name, rival in trained_rivals(self.models, train=False).items():
                 yield self.diffrf(rival) if name == "diffrf" else self.pictures_of(name, rival)
         yield self.reconstructions()
-        if not sampled and len(self.training) > 1:
-            yield self.interpolation(0, len(self.training) // 2)
 
     # ------------------------------------------------------------------------------------------------- our systems
 
@@ -143,7 +141,7 @@ class _Maker:
     def direct(self) -> Row:
         """Of both priors, the stronger."""
         title = f"{SYSTEMS['dls']}, {PRIORS['fitted']}"
-        volumes = direct_latent_sampling(self.models, "fitted")(range(SAMPLES), SEED).cpu()
+        volumes = direct_latent_sampling(self.models, "fitted")(range(OF_OTHERS), SEED).cpu()
         works = self.volume_works("Sample", volumes, f"{title}, sample {{}} of seed {SEED}")
         note = "Random embeddings, decoded by our own autodecoder: there is no second stage."
         return Row("dls", title, works, (*self.facts()[:1], ("seed", str(SEED))), note)
@@ -192,7 +190,7 @@ class _Maker:
     # ------------------------------------------------------------------------------------------------------ rivals
 
     def diffrf(self, rival: Rival) -> Row:
-        volumes = rival.generator.system(range(SAMPLES), SEED).cpu()
+        volumes = rival.generator.system(range(OF_OTHERS), SEED).cpu()
         label = RIVALS["diffrf"]
         cleared, worst = clear(volumes, self.view, self.models.config.reconstruction.num_samples)
         works = self.volume_works("Sample", cleared, f"{label}, sample {{}} of seed {SEED}")
@@ -203,7 +201,7 @@ class _Maker:
         return Row("diffrf", label, works, (("run", rival.run.digest), ("seed", str(SEED))), note)
 
     def pictures_of(self, name: str, rival: Rival) -> Row:
-        label, indices = SYSTEMS[name], range(SAMPLES)
+        label, indices = SYSTEMS[name], range(OF_OTHERS)
         films = self.film_of(rival)
         cameras = [random_views(self.models.config, i, self.models.config.evaluation.views, SEED) for i in indices]
         near = self.nearest(rival.generator.pictures(indices, cameras, SEED), label)
@@ -216,7 +214,7 @@ class _Maker:
     def film_of(self, rival: Rival) -> list[Tensor]:
         """Turntables of a system's own pictures, in the size that it makes."""
         cameras = turn(self.view, self.view.resolution)
-        pictures = rival.generator.pictures(range(SAMPLES), [cameras] * SAMPLES, SEED)
+        pictures = rival.generator.pictures(range(OF_OTHERS), [cameras] * OF_OTHERS, SEED)
         return [as_bytes(torch.nan_to_num(one)) for one in pictures]
 
     # ------------------------------------------------------------------------------------------------------- works
