@@ -101,7 +101,7 @@ GOOD = {"profile": "smoke", "data": "procedural", "seed": 0}
     [
         ({"sede": 1}, r"parameter 'sede' is unknown \(did you mean 'seed'\?\); known: profile, data, seed"),
         ({"steps": [1]}, "parameter 'steps' is unknown"),
-        ({"seed": "abc"}, "parameter 'seed' is 'abc' of type str, expected an integer from 0 to 4294967295"),
+        ({"seed": "abc"}, "parameter 'seed' is 'abc' of type str, expected an integer from 0 to 2147483647"),
         ({"seed": 1.0}, "'seed' is 1.0 of type float"),
         ({"seed": True}, "'seed' is True of type bool"),
         ({"seed": -1}, "'seed' is -1 of type int"),
