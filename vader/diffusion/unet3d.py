@@ -11,6 +11,7 @@ made for `memory_format=torch.channels_last_3d`, in which the two are the same m
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -192,7 +193,8 @@ class ResidualBlock(nn.Module):
     """ADM block: GN-SiLU-[resample]-conv, FiLM by the noise embedding, SiLU-dropout-conv, skip, then attention.
 
     `film` makes of the noise embedding (b, e) what scales and shifts the second normalisation, GN(x) * (1 + scale) +
-    shift: (b, 2 * out_channels), or (1, ...) for all objects.
+    shift: (b, 2 * out_channels), or (1, ...) for all objects. The block makes it itself unless it is given, since
+    divided weights (`fully_shard`) are whole only while their block runs.
     """
 
     def __init__(
@@ -221,7 +223,10 @@ class ResidualBlock(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None, context: Tensor | None, film: Tensor | None = None
+    ) -> Tensor:
+        film = self.film(embedding) if film is None else film
         h = F.silu(self.norm0(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -304,20 +309,21 @@ class UNet3D(nn.Module):
         Raises `ConfigError` for a volume, noise level or context that does not fit the network.
         """
         self._check(x, c_noise, context)
-        film = iter(self.films(c_noise) if films is None else films)
+        embedding = self.embed_noise(c_noise) if films is None else None  # (b, 4 * channels)
+        film = itertools.repeat(None) if films is None else iter(films)
         dtype = self.conv_in.weight.dtype  # a network cast to bfloat16 as a whole takes float32 volumes
         context = None if context is None else context.to(dtype)
         x = self.conv_in(x.to(dtype))
         skips = [x]
         for block in self.encoder:
-            skips.append(x := block(x, next(film), context))
+            skips.append(x := block(x, embedding, context, next(film)))
         for block in self.centre:
-            x = block(x, next(film), context)
+            x = block(x, embedding, context, next(film))
         for stage in self.decoder:
             for block in stage:
                 if block.resample is None:
                     x = torch.cat([x, skips.pop()], dim=1)
-                x = block(x, next(film), context)
+                x = block(x, embedding, context, next(film))
         return self.conv_out(F.silu(self.norm_out(x)))
 
     def _check(self, x: Tensor, c_noise: Tensor, context: Tensor | None) -> None:
