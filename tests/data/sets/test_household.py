@@ -205,6 +205,15 @@ def _check_split(drawn, seed):
     assert split == split_models(dataclasses.replace(found, models=models[::-1]), seed)
 
 
+def test_large_groups_train(monkeypatch):
+    monkeypatch.setattr(household, "HELDOUT_SHARE", 0.9)
+    models = [model(f"m{i}", "chair") for i in range(LARGEST_HELDOUT + 1)]
+    models += [model(f"n{i}", "lamp") for i in range(LARGEST_HELDOUT)]
+    for seed in range(5):
+        split = split_models(Survey(tuple(models), {m.id: m.name for m in models}, {}), seed)
+        assert {m.name for m in split["train"]} == {"chair"} and {m.name for m in split["test"]} == {"lamp"}
+
+
 def test_a_small_set_has_objects_of_every_category():
     models = [model(f"m{i}", f"n{i}", category) for i, category in enumerate("AAAAAAAAAAAABBBBC" * 3)]
     split = split_models(Survey(tuple(models), {m.id: m.id for m in models}, {}), 0)
