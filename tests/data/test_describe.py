@@ -116,6 +116,8 @@ def test_what_stands_on_all_of_itself_on_two_feet_or_on_its_middle_has_no_legs()
     assert count_legs(box((-0.6, -0.6, -0.6), (0.6, 0.6, 0.6))) == 0
     assert count_legs(table(2)) == 0
     assert count_legs(cylinder(0.7, -0.5, 0.5)) == 0
+    panels = [box((x - 0.03, -0.4, -0.8), (x + 0.03, 0.3, 0.8)) for x in (-0.8, 0.8)]  # of a bench, one on either side
+    assert count_legs(np.concatenate([table(4)[:3000], *panels])) == 0
     close = np.concatenate([table(4)[:3000], table(4)[3000:] * (0.2, 1, 0.2)])
     assert count_legs(close) == 0
 

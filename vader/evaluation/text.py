@@ -194,6 +194,7 @@ def _over_captions(
     value, values = float(statistic(torch.full((1, n), 1 / n))), statistic(weights)
     values = values - values.median() + value  # in resamples captions repeat, which raises chance
     low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
+    value, low, high = (round(x, 6) for x in (value, low, high))  # an end at 0 is none above it by a rounding error
     return value, low, high
 
 

@@ -181,8 +181,14 @@ names = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("KLOE")), min_siz
 
 
 @settings(max_examples=40, deadline=None)
-@given(names, st.integers(0, 5))
-def test_no_group_stands_on_both_sides_and_nothing_is_lost(drawn, seed):
+@given(names, st.integers(0, 5), st.sampled_from([household.HELDOUT_SHARE, 0.6]))
+def test_no_group_stands_on_both_sides_and_nothing_is_lost(drawn, seed, share):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(household, "HELDOUT_SHARE", share)
+        _check_split(drawn, seed)
+
+
+def _check_split(drawn, seed):
     models = tuple(model(f"m{i}", f"n{name}", category) for i, (name, category) in enumerate(drawn))
     found = Survey(models, {f"m{i}": f"g{name}" for i, (name, _) in enumerate(drawn)}, {})
     split = split_models(found, seed)
@@ -197,6 +203,15 @@ def test_no_group_stands_on_both_sides_and_nothing_is_lost(drawn, seed):
     groups = Counter(found.groups.values())
     assert all(groups[found.groups[m.id]] <= LARGEST_HELDOUT for m in split["test"])
     assert split == split_models(dataclasses.replace(found, models=models[::-1]), seed)
+
+
+def test_large_groups_train(monkeypatch):
+    monkeypatch.setattr(household, "HELDOUT_SHARE", 0.9)
+    models = [model(f"m{i}", "chair") for i in range(LARGEST_HELDOUT + 1)]
+    models += [model(f"n{i}", "lamp") for i in range(LARGEST_HELDOUT)]
+    for seed in range(5):
+        split = split_models(Survey(tuple(models), {m.id: m.name for m in models}, {}), seed)
+        assert {m.name for m in split["train"]} == {"chair"} and {m.name for m in split["test"]} == {"lamp"}
 
 
 def test_a_small_set_has_objects_of_every_category():
