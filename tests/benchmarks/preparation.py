@@ -126,7 +126,7 @@ def _prepare(folder: Path, workers: int, per_shard: int) -> dict[str, float]:
     options = Options(resolution=SIDE, views=VIEWS, placing=Placing(centre=(0.0, 0.0, 0.0), scale=1.0))
     config = DataConfig("tiny", train_views=VIEWS - 1, heldout_views=1, resolution=SIDE)
     start = time.perf_counter()
-    with Listing(walk(folder, "srn"), folder, data_root(), lambda count: 8) as listing:
+    with Listing(walk(folder, "srn"), folder, data_root(), lambda count: min(8, count // 5)) as listing:
         read = partial(read_placed, options)
         data = prepare_listed(config, {"tiny": {}}, listing, read, workers=workers, objects_per_shard=per_shard)
     seconds = time.perf_counter() - start

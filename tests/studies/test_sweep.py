@@ -22,8 +22,9 @@ from vader.evaluation import costs
 from vader.evaluation.metrics.surfaces import solid_parts
 from vader.report.paper import TABLE2, table2_rows
 from vader.report.schema import check_row
+from vader.settings import profiles
 from vader.settings.checks import ConfigError
-from vader.settings.profiles import differences, experiment
+from vader.settings.profiles import differences
 from vader.stages import autodecoder_settings
 from vader.store import runs
 from vader.store.files import read_json
@@ -116,7 +117,7 @@ def test_figure3_trains_each_resolution_once_for_all_steps():
 
 
 def test_the_laptops_figure3_rests_on_the_autodecoder_of_procedural_chairs():
-    base, plain = sweep.figure3("laptop").base, experiment("laptop", "procedural_chairs")
+    base, plain = sweep.figure3("laptop").base, profiles.experiment("laptop", "procedural_chairs")
     data = SimpleNamespace(digest=data_digest(plain.data, procedural.sources(plain.data)))
     used = read_json(ROOT / "reports" / "figure9.laptop.json")["environment"]["runs"]
     assert runs.digest(autodecoder_settings(base, data)) in {run["digest"] for run in used}

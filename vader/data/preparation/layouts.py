@@ -108,7 +108,7 @@ def _transforms(scene: Scene) -> Iterator[Shot]:
         what = f"{file}: object {scene.key!r}: frames[{number}]"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise DataError(f"{what}: file_path is missing, expected a picture's path")
-        picture = transforms.picture_of(inside(scene.root, start, frame["file_path"], f"{what}: file_path"))
+        picture = transforms.picture_at(inside(scene.root, start, frame["file_path"], f"{what}: file_path"))
         if picture is not None:  # the reader leaves the frame out, and says so
             shot = _shot(scene, picture, picture.name)
             yield Shot(shot.picture, shot.mask, shot.given or "mask_path" in frame)
