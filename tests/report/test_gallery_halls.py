@@ -66,7 +66,7 @@ def _of_the_store(store, monkeypatch, tmp_path):
     monkeypatch.setattr(finding, "experiment_named", experiment)
     monkeypatch.setattr(objects, "prepare", lambda data: with_kinds(known[NAME]))
     monkeypatch.setattr(videos, "prepare", lambda data: figures(known[VIDEOS]))
-    for value, small in (("SAMPLES", 2), ("RECONSTRUCTIONS", 2), ("STEPS", 3)):
+    for value, small in (("SAMPLES", 2), ("OF_OTHERS", 2), ("RECONSTRUCTIONS", 2), ("STEPS", 3)):
         monkeypatch.setattr(objects, value, small)
     monkeypatch.setattr(videos, "SUBJECTS", 2)
     monkeypatch.setattr(pictures.turn, "__defaults__", (16, 3))
