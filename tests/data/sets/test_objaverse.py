@@ -146,6 +146,7 @@ def test_a_filter_is_no_fault_but_a_broken_file_is(source, tmp_path):
             "Cap3D_a.csv: row 1 has 3 fields, expected a uid and a caption",
         ),
     ],
+    ids=["not gzip", "a list", "cut off", "a comma"],  # gzip writes the time, and workers must agree on names
 )
 def test_broken_lists_are_named(tmp_path, name, content, message):
     for file, data in ((f"glbs/000-000/{TABLES[0]}.glb", glb([quad()])), (name, content)):
