@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..settings.checks import require
 from ..training.graphs import Recordings, cuda_graph
 from .edm import Denoise, Denoiser
+from .products import measure_convolutions
 
 
 class GraphedDenoiser:
@@ -43,17 +44,23 @@ def for_inference(
     dtype: torch.dtype = torch.bfloat16,
     compile: bool = False,
     graphs: bool | None = None,
+    products: bool = False,
 ) -> Denoise:
     """A frozen copy of a denoiser to sample with: network in `dtype` and channels last, state as the caller's x.
 
     On CUDA samplings are replayed as graphs unless `graphs` is False; `compile` fuses the network first. Where that
-    fails the network runs as it is, and the copy's `execution` says so.
+    fails the network runs as it is, and the copy's `execution` says so. `products` measures of each convolution whether
+    it is faster as a matrix product (`products`); it is off until that has been shown on a device.
     """
     cuda = torch.device(device).type == "cuda"
     require(cuda or not (compile or graphs), f"compile and graphs need a CUDA device, got {device}")
+    require(not (compile and products), "products are measured of a network that is not compiled, expected one of them")
     denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
     denoiser.network.to(device=device, dtype=dtype, memory_format=torch.channels_last_3d)
     denoiser.network.execution = compiled(denoiser.network) if compile else "not compiled"
+    if products:
+        measure_convolutions(denoiser.network)
+        denoiser.network.execution = "not compiled, convolutions as measured"
     if not cuda or graphs is False:
         return denoiser
     torch.backends.cudnn.benchmark = True  # shapes stay the same, and are many times the same
