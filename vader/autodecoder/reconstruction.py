@@ -16,6 +16,7 @@ from ..rendering.render import render_images
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..store.files import load_weights, save_weights
+from ..store.provenance import available_memory
 from ..store.runs import Run
 from ..training.distributed import ALONE, Ranks, stream_seed
 from ..training.sharding import whole
@@ -23,7 +24,7 @@ from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
 from .losses import image_losses, perceptual_loss
 
-FEATURES_SHARE = 0.4  # of a GPU's free memory, for the features of training images
+FEATURES_SHARE = {"cuda": 0.4, "cpu": 0.2}  # of a device's free memory, for the features of training images
 
 
 class Autodecoder(nn.Module):
@@ -133,8 +134,8 @@ class Reconstruction:
         self.model = Autodecoder(config, len(self.keys), part).to(device).to(memory_format=torch.channels_last_3d)
         self.model.train()
         self.perceptual = perceptual_loss(settings, device)
-        if self.perceptual is not None and device.type == "cuda":
-            self.perceptual.room = int(FEATURES_SHARE * torch.cuda.mem_get_info(device)[0])
+        if self.perceptual is not None:
+            self.perceptual.room = int(FEATURES_SHARE.get(device.type, 0) * (available_memory(device) or 0))
         self.parallel = ranks.wrap(self.model if part is None else self.model.decoder)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
