@@ -31,6 +31,29 @@ def decide_ratio(ratio: float, low: float, high: float) -> str:
     return decide(-math.log(ratio), -math.log(high), -math.log(low)) if low > 0 else "inconclusive"
 
 
+def decide_equal(ratio: float, low: float, high: float, within: float = 1.25) -> tuple[str, str]:
+    """The verdict on 'the ratio is 1, within this factor', and where its interval lies, in words.
+
+    It holds where the whole interval is between 1 / within and within. It fails where all of it is on one side of
+    that. An interval that reaches across a bound decides nothing. Raises ReportError unless the numbers are finite,
+    low <= high, and within is above 1.
+    """
+    if not (all(map(math.isfinite, (ratio, low, high))) and low <= high and within > 1):
+        raise ReportError(
+            f"ratio {ratio:g} with interval [{low:g}, {high:g}] and factor {within:g}, expected finite low <= high "
+            "and a factor above 1"
+        )
+    least = 1 / within
+    if least <= low and high <= within:
+        return "holds", f"all of it between {least:.3g} and {within:.3g}"
+    if high < least:
+        return "fails", f"all of it below {least:.3g}"
+    if low > within:
+        return "fails", f"all of it above {within:.3g}"
+    crossed = [bound for bound in (least, within) if low <= bound <= high]
+    return "inconclusive", f"it reaches across {' and '.join(f'{bound:.3g}' for bound in crossed)}"
+
+
 def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of the results of independent seeds and its Student t interval, (mean, low, high).
 
