@@ -19,13 +19,12 @@ from ..data.hull_check import check_set, lines, placed_lines
 from ..data.pipeline import pack_set
 from ..data.preparation.detection import detector
 from ..data.prepared import EMBEDDED, SequenceSet
-from ..data.reading.passes import said_of
+from ..data.reading.earlier import dropped_lines, said_of
 from ..data.sets import mvimgnet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
 from ..data.streaming.parts import Join, Part, PartOfSet
-from ..data.streaming.streamed import left_out
 from ..data.video import Video
 from ..report.figures import hull_rows
 from ..report.png import fine_png
@@ -35,7 +34,6 @@ from ..settings.profiles import DOWNLOADED, experiment
 from ..store.files import write_file
 
 DRAWN = 4  # objects on the picture of the check
-SHOWN = 20  # objects that were left out, by name
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -68,14 +66,6 @@ def _part(given: argparse.Namespace) -> Part | Join | None:
     require(not (given.part and given.join), "--part prepares a part and --join joins all, expected one of them")
     require(given.objects_per_shard is not None, "--part and --join are for sets of shards, with --objects-per-shard")
     return Join() if given.join else Part.parse(given.part)
-
-
-def _say_left_out(faults: dict[str, str]) -> None:
-    if faults:
-        print(f"left out {len(faults)} objects (with --strict the first one is an error):")
-        print("\n".join(f"  {reason.splitlines()[0]}" for reason in list(faults.values())[:SHOWN]))
-        if len(faults) > SHOWN:
-            print(f"  and {len(faults) - SHOWN} more")
 
 
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet:
@@ -176,9 +166,9 @@ def main(arguments: list[str] | None = None) -> int:
     data = _prepared(given)
     if isinstance(data, PartOfSet):
         print(f"{data.folder}: part {data.part}, {data.objects} objects; with all parts there, the same with --join")
-        _say_left_out(data.left_out)
+        if data.left_out:
+            print("\n".join(dropped_lines("left out, or another one takes its place", data.left_out, data.folder)))
         return 0
-    _say_left_out(left_out(data.folder))
     for line in said_of(data.folder):
         print(line)
     if isinstance(data, ShardedSet):

@@ -31,6 +31,7 @@ from PIL import Image
 from ...store.files import tree_sha256
 from ..prepared import DataError, data_root, new_folder, read_json, write_json
 from ..sequence import Sequence
+from ..transient import unusable
 from . import colmap, videos
 from .shared import images, structure_from_motion
 from .shared.normalise import hull_iou, normalised
@@ -161,7 +162,7 @@ def _of_folder(scene: Scene, options: Options, faults: dict[str, str]) -> Iterat
             view = View(file.name, file, np.eye(4), np.eye(3), picture.size, _mask_file(scene, folder, file))
             yield file.name, picture.colour, coverage(view, picture, scene, options)
         except DataError as error:
-            faults[file.name] = str(error)
+            faults[file.name] = unusable(error)
 
 
 def _mask_file(scene: Scene, folder: Path, picture: Path) -> Path | None:

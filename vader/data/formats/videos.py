@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..prepared import DataError
+from ..transient import unusable
 from ..video import Video
 from .shared import images
 from .shared.scenes import Options, Places, Scene, folders, sampled, spread
@@ -294,6 +295,6 @@ def _of_folder(scene: Scene, options: Options, faults: dict[str, str]) -> Iterat
             else:
                 mask = _mask(picture.colour, options)
         except DataError as error:
-            faults[file.name] = str(error)
+            faults[file.name] = unusable(error)
             continue
         yield file.name, picture.colour, mask
