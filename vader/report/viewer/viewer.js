@@ -113,8 +113,9 @@ class Viewer {
       this.pose.azimuth -= TURN * clamp((now - this.turning) / 1000, 0, 0.1);
       this.turning = now;
     }
-    if (!this.turning && performance.now() - this.moved >= SETTLE) return this.settle();
-    if (this.turning || this.drawnFor !== this.moved) {
+    const drawn = this.drawnFor === this.moved;
+    if (!this.turning && drawn && performance.now() - this.moved >= SETTLE) return this.settle();
+    if (this.turning || !drawn) {
       this.drawnFor = this.moved;
       this.draw(SIZES.findLast((size) => this.cost * size ** 2 <= FRAME) ?? SIZES[0]);
     }
