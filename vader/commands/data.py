@@ -78,6 +78,15 @@ def _say_left_out(faults: dict[str, str]) -> None:
             print(f"  and {len(faults) - SHOWN} more")
 
 
+def _say_cut(data: SequenceSet) -> None:
+    """Clips of which fewer frames could be decoded than their containers declare."""
+    found = {item.key: item.attributes["frames"] for item in data if "frames" in item.attributes}
+    for key, frames in list(found.items())[:SHOWN]:
+        print(f"warning: clip {key}: {frames['decoded']} of the {frames['declared']} frames it declares were decoded")
+    if len(found) > SHOWN:
+        print(f"  and {len(found) - SHOWN} more clips")
+
+
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet:
     if given.own_name:
         sharing = {"objects_per_shard": given.objects_per_shard, "part": _part(given), "strict": given.strict}
@@ -190,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
     print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    _say_cut(data)
     if given.own_name and not isinstance(data[0], Video):
         _check(data, given.check)
     if said := beside_embedded(data):
