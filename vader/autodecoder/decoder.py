@@ -141,7 +141,7 @@ class Decoder(nn.Module):
             x = stage(x)
         return x
 
-    def g2(self, features: Tensor, density_noise: float = 0.0) -> Tensor:
+    def g2(self, features: Tensor, density_noise: float | Tensor = 0.0) -> Tensor:
         """Latent features (b, c, r, r, r) -> volume (b, 1 + 3 (+ lbs), S, S, S), float32.
 
         density_noise: standard deviation of Gaussian noise on the raw density (training, [63]).
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
             x = stage(x)
         raw = self.head(self.norm(x)).float()
         density, colour, skinning = raw[:, :1], raw[:, 1:4], self.config.lbs_scale * (raw[:, 4:] + coarse)
-        if density_noise > 0:
+        if isinstance(density_noise, Tensor) or density_noise > 0:
             density = density + density_noise * torch.randn_like(density)
         activation = F.softplus if self.config.density_activation == "softplus" else F.relu
         density = self.config.density_scale * activation(density)
@@ -162,5 +162,5 @@ class Decoder(nn.Module):
             colour = colour.sigmoid()
         return torch.cat([density, colour, skinning], dim=1)
 
-    def forward(self, embedding: Tensor, density_noise: float = 0.0) -> Tensor:
+    def forward(self, embedding: Tensor, density_noise: float | Tensor = 0.0) -> Tensor:
         return self.g2(self.g1(embedding), density_noise)

@@ -81,7 +81,8 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
     """Bytes that new tensors on a device could take now; None where that is not known."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for new tensors
+        return torch.cuda.mem_get_info(device)[0] + held
     meminfo = Path("/proc/meminfo")
     if device.type == "cpu" and meminfo.is_file():
         for line in meminfo.read_text(encoding="ascii").splitlines():
