@@ -22,7 +22,6 @@ from typing import Any
 from ...settings.checks import ConfigError, require
 from ...settings.experiment import DataConfig, Experiment
 from ...settings.profiles import DOWNLOADED, experiment
-from ...settings.videos import VIDEO_DATA
 from ..formats import Options, Scene, detect, read, walk
 from ..formats.models import read_with_mesh
 from ..formats.shared.archives import is_archive, unpacked
@@ -39,7 +38,7 @@ from ..video import VIDEOS, Video, train_share
 KIND = "own"  # in the sources of its manifest
 HELDOUT = 8  # objects, at most
 PATTERN = "furniture_chairs"  # the built-in set whose settings own sets have, but for their data
-VIDEO_PATTERN = "people_heads"  # the same for subjects that move, where a profile has it
+VIDEO_PATTERN = "people_heads"  # the same for subjects that move
 
 
 def prepare_folder(
@@ -133,9 +132,7 @@ def experiment_named(profile: str, name: str) -> Experiment:
 
 def _pattern(profile: str, videos: bool) -> Experiment:
     """The experiment of the built-in set whose settings own sets have, but for their data."""
-    names = [name for known, name in VIDEO_DATA if known == profile]
-    moving = VIDEO_PATTERN if VIDEO_PATTERN in names else names[0] if names else PATTERN
-    return experiment(profile, moving if videos else PATTERN)
+    return experiment(profile, VIDEO_PATTERN if videos else PATTERN)
 
 
 def _check_name(name: str) -> None:
