@@ -138,9 +138,7 @@ def test_a_rule_is_no_fault_where_one_is_strict_and_a_judge_is_asked_once_when_p
     assert not list(data.folder.glob("*.npz")) and not (data.folder / "ledger").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("supersampling", 3), ("seed", 1), ("train_views", 4), ("num_objects", 9)]
-)
+@pytest.mark.parametrize(("name", "value"), [("supersampling", 3), ("seed", 1), ("train_views", 4), ("num_objects", 9)])
 def test_parts_of_other_settings_are_not_joined(source, tmp_path, name, value):
     options = {"limited": True, "read": read}
     prepare(source, tmp_path, Part(1, 2), **options)
