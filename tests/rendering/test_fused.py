@@ -557,6 +557,10 @@ volume[:, 0] = 0
 volume[1, 0, 1, 1, 2], volume[0, 0, 0, 0, 0] = 0.5, float("nan")
 bricks = cuda.empty_bricks(torch.nn.functional.pad(volume, (0, 5, 0, 6, 0, 3)).movedim(1, -1).contiguous(), 0.1)
 assert bricks.shape == (2, 2, 2, 2) and bricks.flatten(1).sum(1).tolist() == [1, 1] and bricks[0, 0, 0, 0] == 1
+for place, reached in (((4, 4, 4), 8), ((4, 1, 1), 2), ((1, 4, 1), 2), ((1, 1, 4), 2), ((8, 8, 8), 1)):
+    lone = torch.zeros(1, 9, 9, 9, 4)  # a voxel between two bricks belongs to cells of both
+    lone[0][place][0] = 1.0
+    assert cuda.empty_bricks(lone, 0.0).sum() == reached
 print("agrees")
 """
 
@@ -598,11 +602,15 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(name, parts, capabil
 
 
 @needs_triton
-def test_few_rays_are_marched_in_parts():
+def test_few_rays_are_marched_in_parts(monkeypatch):
+    from vader.rendering import cuda
     from vader.rendering.cuda import parts_of_rays
 
     rays = (65_536, 60_000, 59_999, 30_000, 29_999, 100)
     assert [parts_of_rays(n, 128, 0.0) for n in rays] == [1, 1, 2, 2, 4, 4]
+    monkeypatch.setattr(cuda, "PARTS", 2)
+    assert parts_of_rays(10**6, 128, 0.0) == 2 and parts_of_rays(10**6, 128, 1e-4) == 1
+    monkeypatch.setattr(cuda, "PARTS", 0)
     assert parts_of_rays(100, 128, 1e-4) == 1 and parts_of_rays(100, 31, 0.0) == 1 and parts_of_rays(100, 32, 0.0) == 4
 
 

@@ -15,7 +15,7 @@ from .kernels.march import backward_kernel, bricks_kernel, forward_kernel
 
 RAYS = 32  # rays per program: one warp, which stops as soon as none of its rays has light left
 BRICK = 4  # cells along an edge of what `empty_bricks` finds empty
-MOST_PARTS = 4  # of a ray that are marched at once
+PARTS = 0  # of a ray that are marched at once: 1, 2 or 4; 0: as `parts_of_rays` finds
 KEEP = True  # voxels stay in registers until their ray leaves them; False loads and adds all for every sample
 BACKWARD_REGISTERS = 128  # of which 16 warps fit on a multiprocessor; the compiler alone would take 157
 
@@ -56,7 +56,7 @@ def parts_of_rays(rays: int, samples: int, stop: float) -> int:
     60,000 rays are a warp for each of the four schedulers of 132 multiprocessors, four times over. A ray that may end
     early is not divided, and no part is shorter than a few samples.
     """
-    wanted = 1 if stop > 0 or rays >= 60_000 else 2 if rays >= 30_000 else MOST_PARTS
+    wanted = 1 if stop > 0 else PARTS or (1 if rays >= 60_000 else 2 if rays >= 30_000 else 4)
     return wanted if samples >= 8 * wanted else 1
 
 
