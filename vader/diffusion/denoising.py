@@ -116,10 +116,14 @@ class Denoising:
             mine, sigma, noise = (x.chunk(parts)[j] for x in drawn)
             condition = None if context is None else context.chunk(parts)[j]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss = corrupted_loss(self.parallel, settings.sigma_data, self.latents[mine], sigma, noise, condition)
+                loss = self.loss(self.latents[mine], sigma, noise, condition)
             return {"loss": loss.mean()}
 
         return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
+
+    def loss(self, latents: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """The loss of each of these latents, (b,), under this corruption."""
+        return corrupted_loss(self.parallel, self.settings.sigma_data, latents, sigma, noise, condition)
 
     def choose(self, generator: torch.Generator) -> Tensor:
         """The latents of a step, (batch_size,) int64."""

@@ -96,7 +96,8 @@ def real_shapes(
 ) -> Shapes:
     """Clouds on the reference meshes of the objects of a split, uniform over the area of all faces.
 
-    chosen: positions in the split (default: all); an object's points do not depend on them. Raises DataError naming an object without a mesh, and ImportError where `Sequence.surface` does.
+    chosen: positions in the split (default: all); an object's points do not depend on them. Raises DataError naming an
+    object without a mesh, and ImportError where `Sequence.surface` does.
     """
     clouds, objects = [], data.split(split)
     chosen = range(len(objects)) if chosen is None else chosen
