@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from ..data import prepare
+from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
@@ -20,6 +21,7 @@ STUDIES = {
     "hashing": "dense and hash embeddings, three seeds each",
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
+    "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -48,9 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
     from ..studies import budget, foreground, hashing, power, sweep
+    from ..studies.normalization import tails
 
     if options.study == "power":
         return [str(power.write(options.profile))]
+    if options.study == "tails":
+        require(
+            options.profile in tails.STUDIES, f"profile is {options.profile!r}, expected one of {set(tails.STUDIES)}"
+        )
+        config = experiment(options.profile, options.data or "procedural_chairs").replace(seed=options.seed)
+        return [str(tails.write(config, options.profile, options.device))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":

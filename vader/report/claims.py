@@ -11,6 +11,7 @@ from typing import Any
 from ..store.files import write_json
 from ..store.paths import reports_dir
 from .ledger import claims_page, renew_pages
+from .ledger.causes import Causes, read_causes
 from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
@@ -72,7 +73,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 def write_claims() -> list[Path]:
     """Collect the claims of all reports into `claims.json` and `claims.html`, and give each a place in its page."""
-    ledger = collect_claims(read_reports())
+    ledger = collect_claims(read_reports(), read_causes(reports_dir()))
     reports_dir().mkdir(parents=True, exist_ok=True)
     data, page = reports_dir() / "claims.json", reports_dir() / "claims.html"
     write_json(data, ledger)
@@ -80,15 +81,20 @@ def write_claims() -> list[Path]:
     return [data, page, *renew_pages(reports_dir())]
 
 
-def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """All claims by profile, failed ones first, each with the report that decided it.
+def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = None) -> dict[str, Any]:
+    """All claims by profile, failed ones first, each with the report that decided it and, if it fails, its likelier
+    cause.
 
     A claim that one report leaves untested and another one of the profile decides, on other data, is listed as decided.
     """
     profiles: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         source = {key: report[key] for key in ("notebook", "seed", "digest", "commit")}
-        profiles.setdefault(report["profile"], []).extend({**claim, **source} for claim in report["claims"])
+        stem = f"{report['notebook']}.{report['profile']}"
+        for claim in report["claims"]:
+            cause = (causes or {}).get((stem, claim["id"])) if claim["verdict"] == "fails" else None
+            told = {**claim, **source, **({"cause": cause} if cause else {})}
+            profiles.setdefault(report["profile"], []).append(told)
     ledger = {}
     for profile, claims in sorted(profiles.items()):
         decided = {claim["id"] for claim in claims if claim["verdict"] != "not_tested"}
