@@ -51,9 +51,9 @@ STUDIES = {
     ),
     ("figure4", "laptop"): dict(
         autodecoder=dict(embedding_dim=64, **_NO_HASH),
-        reconstruction=dict(images_seen=20_000),
-        diffusion=dict(latents_seen=16_000),
-        evaluation=dict(num_samples=20),
+        reconstruction=dict(images_seen=12_000, density_noise_images=8_000),
+        diffusion=dict(latents_seen=8_000),
+        evaluation=dict(num_samples=20, sampling_seeds=(0, 1)),
     ),
     ("figure4", "gpu"): dict(autodecoder=_NO_HASH),
     # More objects than table rows, few small views of each. Embeddings are cut into 256 pieces as in B.3, since Eq. 11

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import balls, tiny_experiment
+from tests.tiny import balls, tiny_articulated, tiny_experiment
 from vader.evaluation.metrics.images import psnr
 from vader.generation.volumes import load_models
 from vader.rendering.render import render_views
@@ -50,8 +50,24 @@ def test_views_that_are_not_to_be_fitted_are_not_looked_at(models):
 
 def test_each_part_that_is_replaced_by_the_truth_has_its_scores(models):
     found = limits.measured(models, [0, 1], steps=2)
-    assert list(found) == [*limits.PARTS, "autodecoder, same objects"]
+    assert list(found) == [*limits.PARTS, limits.OWN]
     assert all(part.keys() == {"psnr", "psnr_foreground"} and part["psnr"].n == 2 for part in found.values())
+
+
+def test_what_was_measured_is_kept_and_read_by_the_table(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("VADER_REPORTS", str(tmp_path))
+    config = models.config.replace(data=dict(name="balls"))
+    monkeypatch.setattr(limits, "project_root", lambda: tmp_path / "nowhere")
+    assert limits.read_limits(config) == {}
+    monkeypatch.setattr(limits, "autodecoder_run", lambda *_: models.runs[0])
+    found = limits.measure_and_write(config, models.data, wanted=2, steps=1)
+    assert limits.read_limits(config) == found
+    assert [line.split(":")[0] for line in limits.lines(found)] == list(found)
+
+
+def test_videos_are_refused():
+    with pytest.raises(ConfigError, match="are videos, expected objects that stand still"):
+        limits.measure_and_write(tiny_articulated(), None)
 
 
 def test_chosen_objects_are_spread_and_never_more_than_there_are():

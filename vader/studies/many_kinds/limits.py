@@ -8,7 +8,10 @@ others. What the autodecoder has less than that is lost in embeddings, decoder a
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...autodecoder.losses import image_losses
-from ...data import Sequence
+from ...autodecoder.reconstruction import load_autodecoder
+from ...data import Sequence, SequenceSet
 from ...evaluation.metrics.images import psnr
 from ...evaluation.pictures import Mean, heldout_scores, mean_over_objects
 from ...generation.parallel import side_by_side
@@ -24,11 +28,16 @@ from ...generation.volumes import Models
 from ...rendering.render import render_images, render_views
 from ...settings.checks import require
 from ...settings.experiment import Experiment
+from ...stages import autodecoder_run
+from ...store.files import read_json, write_json
+from ...store.paths import project_root, reports_dir
+from ...store.provenance import environment
 
-STEPS, VIEWS_PER_STEP = 400, 5
+STEPS, VIEWS_PER_STEP = 200, 5
 RATE = 0.05  # of Adam on raw voxels; it falls to a tenth
 SMOOTHNESS = 0.02  # of raw voxels, mean absolute difference of neighbours: empty space between few views stays empty
 CHOSEN = 24  # objects, spread over the training objects
+OWN = "autodecoder, same objects"
 PARTS = {  # variant of a report's row -> whether held-out views are fitted as well
     "voxels fitted to all views": True,
     "voxels fitted to training views": False,
@@ -103,9 +112,52 @@ def fitted_scores(models: Models, objects: Items[int], everything: bool, steps: 
     return {name: torch.stack([values[name] for values in found]) for name in found[0]}
 
 
-def measured(models: Models, objects: Items[int], steps: int = STEPS) -> dict[str, dict[str, Mean]]:
-    """{part that is true: {'psnr': mean over objects, 'psnr_foreground': ...}}, the autodecoder itself last."""
+Limits = dict[str, dict[str, Mean]]  # part that is true -> 'psnr', 'psnr_foreground' -> mean over objects
+
+
+def measured(models: Models, objects: Items[int], steps: int = STEPS) -> Limits:
+    """The parts one after the other, the autodecoder itself last."""
     scores = {part: fitted_scores(models, objects, everything, steps) for part, everything in PARTS.items()}
     own = heldout_scores(models, objects)
-    scores["autodecoder, same objects"] = {name: own[name] for name in ("psnr", "psnr_foreground")}
+    scores[OWN] = {name: own[name] for name in ("psnr", "psnr_foreground")}
     return {part: {name: mean_over_objects(values) for name, values in found.items()} for part, found in scores.items()}
+
+
+# ------------------------------------------------------------------------------------------- kept beside the reports
+
+
+def limits_file(data: str, profile: str) -> Path:
+    return reports_dir() / f"limits-{data}-{profile}.json"
+
+
+def measure_and_write(config: Experiment, data: SequenceSet, wanted: int = CHOSEN, steps: int = STEPS) -> Limits:
+    """`measured` on `wanted` training objects, kept in `limits_file`. Stage 1 is trained first where there is none.
+
+    Raises ConfigError for videos, whose subjects move.
+    """
+    require(not config.articulated, f"{config.data.name} are videos, expected objects that stand still")
+    run, device = autodecoder_run(config, data, "cpu"), torch.device("cpu")
+    models = Models(config, data, (run,), load_autodecoder(run, config, device), device)
+    found = measured(models, chosen_objects(len(data.split("train")), wanted), steps)
+    parts = {part: {name: dataclasses.asdict(s) for name, s in scores.items()} for part, scores in found.items()}
+    content = {"environment": environment("cpu"), "run": run.digest, "steps": steps, "parts": parts}
+    write_json(limits_file(config.data.name, config.profile), content)
+    return found
+
+
+def read_limits(config: Experiment) -> Limits:
+    """What was measured for an experiment's data, empty where nothing was. The committed file is read where the reports
+    folder is another ($VADER_REPORTS) and has none."""
+    file = limits_file(config.data.name, config.profile)
+    file = file if file.is_file() else project_root() / "reports" / file.name
+    if not file.is_file():
+        return {}
+    parts = read_json(file)["parts"]
+    return {part: {name: Mean(**s) for name, s in scores.items()} for part, scores in parts.items()}
+
+
+def lines(found: Limits) -> Iterator[str]:
+    """Each part in words."""
+    for part, scores in found.items():
+        values = ", ".join(f"{name} {s.value:.2f} dB ({s.low:.2f} to {s.high:.2f})" for name, s in scores.items())
+        yield f"{part}: {values}; {scores['psnr'].n} objects"
