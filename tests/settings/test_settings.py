@@ -27,6 +27,15 @@ def test_every_profile_has_every_data_set(profile, data):
     assert config.evaluation.kid_subset_size <= config.evaluation.num_samples * config.evaluation.views
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("data", ["people_heads", "celebv_text"])
+def test_every_profile_has_the_videos_of_table_3(profile, data):
+    config = experiment(profile, data)
+    assert config.articulated and (config.profile, config.data.name) == (profile, data)
+    same = differences(config, experiment(profile, "people_heads"))
+    assert same.keys() <= {"data.name"}
+
+
 def test_unknown_names_are_refused_with_the_nearest_known():
     with pytest.raises(ConfigError, match="did you mean 'laptop'"):
         experiment("lapto", "procedural_chairs")

@@ -124,10 +124,13 @@ class Denoising:
         return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
 
     def _losses(self, latents: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
-        settings = self.settings
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            loss = corrupted_loss(self.parallel, settings.sigma_data, latents, sigma, noise, condition)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            loss = self.loss(latents, sigma, noise, condition)
         return {"loss": loss.mean()}
+
+    def loss(self, latents: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """The loss of each of these latents, (b,), under this corruption."""
+        return corrupted_loss(self.parallel, self.settings.sigma_data, latents, sigma, noise, condition)
 
     def execution(self) -> dict[str, str]:
         """How steps are computed here, for the record of a session."""

@@ -8,14 +8,16 @@ from typing import Any
 # train_views and heldout_views count frames, the camera is UVA's (vader/data/video.py).
 UVA_CAMERA = dict(field_of_view=math.degrees(0.175), camera_distance=10.5)
 VIDEO_SETS = ("puppets", "puppets_waving", "people_heads", "people_bodies")
+WITH_CLIPS = (*VIDEO_SETS, "celebv_text")  # the last is made of files that somebody has downloaded
+SMOKE_VIDEOS = dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2)
 VIDEO_DATA = {  # profile -> data sets, settings of the data
-    ("smoke", "puppets"): dict(num_objects=4, heldout_objects=1, train_views=6, heldout_views=2),
-    **{("laptop", name): dict(train_views=56, heldout_views=8, resolution=64) for name in VIDEO_SETS},
+    **{("smoke", name): SMOKE_VIDEOS for name in ("puppets", "people_heads", "celebv_text")},
+    **{("laptop", name): dict(train_views=56, heldout_views=8, resolution=64) for name in WITH_CLIPS},
     # Limbs of few pixels have to be found in each video: 16 of them can be shown often enough in an hour.
     ("laptop", "puppets_waving"): dict(num_objects=16, train_views=56, heldout_views=8, resolution=64),
     **{
         ("gpu", name): dict(num_objects=512, heldout_objects=64, train_views=112, heldout_views=16, resolution=128)
-        for name in VIDEO_SETS
+        for name in WITH_CLIPS
     },
 }
 # What their models need beside a profile's settings. In small profiles fewer keypoints on smaller images, a quarter of
