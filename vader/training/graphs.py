@@ -127,7 +127,10 @@ def graphed(
     function: Callable[..., dict[str, Tensor]], module: nn.Module, device: torch.device, why_not: str = ""
 ) -> GraphedLosses | None:
     """`GraphedLosses` on CUDA, unless there is a reason against it."""
-    return GraphedLosses(function, module) if device.type == "cuda" and GRAPHS and not why_not else None
+    if device.type != "cuda" or why_not or not GRAPHS:
+        return None
+    torch.backends.cudnn.benchmark = True  # shapes stay the same, so algorithms are measured once
+    return GraphedLosses(function, module)
 
 
 def how_it_steps(losses: GraphedLosses | None, device: torch.device, why_not: str = "") -> str:
