@@ -17,19 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from vader.data import Sequence
-from vader.data.formats import Options, Placing, Scene, read, walk
+from vader.data.formats import Options, Placing, walk
 from vader.data.meshes.raycast import render
-from vader.data.prepared import data_root
-from vader.data.streaming.listing import Listing
-from vader.data.streaming.streamed import prepare_listed
+from vader.data.reading.objects import Found, Sieve
+from vader.data.reading.passes import prepare_found
 from vader.data.synthetic.factors import draw
 from vader.data.synthetic.shapes import build
 from vader.rendering.cameras import Cameras, look_at
@@ -79,10 +76,6 @@ def _write_object(folder: Path, kind: int) -> None:
         (folder / "pose" / f"{v:06d}.txt").write_text(" ".join(f"{x:.9f}" for x in to_world.ravel()))
 
 
-def read_placed(options: Options, scene: Scene) -> tuple[Sequence, None]:
-    return read(scene, options), None
-
-
 def measured(folder: Path, workers: int, per_shard: int = PER_SHARD) -> dict[str, float]:
     """Seconds of a preparation, start and all, and the peak memory of the main process and of a worker."""
     with tempfile.TemporaryDirectory() as root:
@@ -124,11 +117,10 @@ def _scaling(folder: Path, work: str, repeats: int) -> list[Quantity]:
 def _prepare(folder: Path, workers: int, per_shard: int) -> dict[str, float]:
     """Prepare the objects, whose place in the world is known, as in data sets that say so."""
     options = Options(resolution=SIDE, views=VIEWS, placing=Placing(centre=(0.0, 0.0, 0.0), scale=1.0))
-    config = DataConfig("tiny", train_views=VIEWS - 1, heldout_views=1, resolution=SIDE)
+    config = DataConfig("tiny", heldout_objects=8, train_views=VIEWS - 1, heldout_views=1, resolution=SIDE)
     start = time.perf_counter()
-    with Listing(walk(folder, "srn"), folder, data_root(), lambda count: min(8, count // 5)) as listing:
-        read = partial(read_placed, options)
-        data = prepare_listed(config, {"tiny": {}}, listing, read, workers=workers, objects_per_shard=per_shard)
+    found = Found("own", folder, walk(folder, "srn"), options, {}, Sieve(), limited=False, looked_at=1)
+    data = prepare_found(config, found, workers, objects_per_shard=per_shard)
     seconds = time.perf_counter() - start
     own, workers_most = (resource.getrusage(which).ru_maxrss / 2**10
                          for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip

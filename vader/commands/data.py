@@ -19,13 +19,12 @@ from ..data.hull_check import check_set, lines, placed_lines
 from ..data.pipeline import pack_set
 from ..data.preparation.detection import detector
 from ..data.prepared import EMBEDDED, SequenceSet
-from ..data.reading.passes import said_of
+from ..data.reading.earlier import dropped_lines, said_of
 from ..data.sets import mvimgnet
 from ..data.sets.furniture import NAMES, attribution_page
 from ..data.sets.own import experiment_named, prepare_folder
 from ..data.shards import ShardedSet
 from ..data.streaming.parts import Join, Part, PartOfSet
-from ..data.streaming.streamed import left_out
 from ..data.video import Video
 from ..report.figures import hull_rows
 from ..report.png import fine_png
@@ -35,7 +34,7 @@ from ..settings.profiles import DOWNLOADED, experiment
 from ..store.files import write_file
 
 DRAWN = 4  # objects on the picture of the check
-SHOWN = 20  # objects that were left out, by name
+SHOWN = 12  # clips in a message
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -70,12 +69,13 @@ def _part(given: argparse.Namespace) -> Part | Join | None:
     return Join() if given.join else Part.parse(given.part)
 
 
-def _say_left_out(faults: dict[str, str]) -> None:
-    if faults:
-        print(f"left out {len(faults)} objects (with --strict the first one is an error):")
-        print("\n".join(f"  {reason.splitlines()[0]}" for reason in list(faults.values())[:SHOWN]))
-        if len(faults) > SHOWN:
-            print(f"  and {len(faults) - SHOWN} more")
+def _say_cut(data: SequenceSet) -> None:
+    """Clips of which fewer frames could be decoded than their containers declare."""
+    found = {item.key: item.attributes["frames"] for item in data if "frames" in item.attributes}
+    for key, frames in list(found.items())[:SHOWN]:
+        print(f"warning: clip {key}: {frames['decoded']} of the {frames['declared']} frames it declares were decoded")
+    if len(found) > SHOWN:
+        print(f"  and {len(found) - SHOWN} more clips")
 
 
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet:
@@ -176,9 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
     data = _prepared(given)
     if isinstance(data, PartOfSet):
         print(f"{data.folder}: part {data.part}, {data.objects} objects; with all parts there, the same with --join")
-        _say_left_out(data.left_out)
+        if data.left_out:
+            print("\n".join(dropped_lines("left out, or another one takes its place", data.left_out, data.folder)))
         return 0
-    _say_left_out(left_out(data.folder))
     for line in said_of(data.folder):
         print(line)
     if isinstance(data, ShardedSet):
@@ -190,6 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
     print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    _say_cut(data)
     if given.own_name and not isinstance(data[0], Video):
         _check(data, given.check)
     if said := beside_embedded(data):

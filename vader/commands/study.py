@@ -9,6 +9,7 @@ import torch
 
 from ..data import prepare
 from ..data.sets.own import experiment_named
+from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
@@ -21,6 +22,7 @@ STUDIES = {
     "hashing": "dense and hash embeddings, three seeds each",
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
+    "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
     "limits": "reconstructions with one part after the other replaced by the truth",
     "power": "number of seeds that would decide the open claims (no training)",
 }
@@ -50,9 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
     from ..studies import budget, foreground, hashing, power, sweep
+    from ..studies.normalization import tails
 
     if options.study == "power":
         return [str(power.write(options.profile))]
+    if options.study == "tails":
+        require(
+            options.profile in tails.STUDIES, f"profile is {options.profile!r}, expected one of {set(tails.STUDIES)}"
+        )
+        config = experiment(options.profile, options.data or "procedural_chairs").replace(seed=options.seed)
+        return [str(tails.write(config, options.profile, options.device))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -19,7 +20,9 @@ __all__ = [
     "open_set", "prepare", "truth_of",
 ]  # fmt: skip
 
-READERS = {  # data set -> module with `prepare(config, **options) -> SequenceSet`
+# Data set -> module with `prepare(config, **options) -> SequenceSet`, or, for sets that somebody has downloaded, with
+# `find(source, **options) -> Found`, which `prepare_source` prepares.
+READERS = {
     "procedural_chairs": "procedural",
     "procedural_tables": "procedural",
     "furniture_chairs": "furniture",
@@ -56,9 +59,15 @@ def prepare(config: DataConfig, **options) -> SequenceSet | ShardedSet | PartOfS
             f"data set {config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}",
         )
         return own.prepare(config, **options)
-    reader = import_module(f".sets.{READERS[config.name]}", __name__).prepare
+    module = import_module(f".sets.{READERS[config.name]}", __name__)
+    if hasattr(module, "find"):
+        from .reading.passes import prepare_source
+
+        reader, taken = partial(prepare_source, module.find), [*signature(prepare_source).parameters][2:-1]
+        taken += [*signature(module.find).parameters][1:]
+    else:
+        reader, taken = module.prepare, [*signature(module.prepare).parameters][1:]
     for option in options:
-        taken = list(signature(reader).parameters)[1:]
         require(option in taken, f"data set {config.name!r} takes no option {option!r}, it takes {', '.join(taken)}")
     return reader(config, **options)
 

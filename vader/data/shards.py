@@ -3,11 +3,12 @@
     manifest.jsonl     written last: a line about the set, then a line per object in the order of the shards
     000000.tar ...     n objects each, which any webdataset reader can stream; of object number 12:
         000000012.000.png ...  RGBA of each view: the object composited on black, and its coverage
-        000000012.json         key, split, caption, attributes, and the cameras of the views
+        000000012.json         key, caption, attributes, and the cameras of the views
 
-The manifest says where the bytes of an object lie and what their SHA-256 is, so an object is read by itself, checked,
-without the rest of its shard. In memory the manifest is one array, about 80 bytes per object. Held-out objects lie
-among the others; reference meshes are left out. Reading needs the standard library only, writing `webdataset`.
+The manifest says which split an object is in, where its bytes lie and what their SHA-256 is, so an object is read by
+itself, checked, without the rest of its shard. In memory the manifest is one array, about 80 bytes per object. Held-out
+objects lie among the others; reference meshes are left out. A tar may hold objects that the manifest does not list.
+Reading needs the standard library only, writing `webdataset`.
 """
 
 from __future__ import annotations
@@ -162,12 +163,13 @@ class ShardedSet:
             facts = json.loads(members["json"])
             matrices = (torch.tensor(facts[k], dtype=torch.float32) for k in ("world_to_camera", "intrinsics"))
             cameras = Cameras(*matrices, facts["height"], facts["width"])
-            facts = {k: facts[k] for k in ("key", "split", "caption", "attributes")} | {"cameras": cameras}
+            facts = {k: facts[k] for k in ("key", "caption", "attributes")} | {"cameras": cameras}
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{name}: member .json does not describe an object ({error!r})") from error
         if facts["key"].encode() != self.table["key"][row]:
             raise DataError(f"{name}: member .json is of object {facts['key']!r}")
-        return facts
+        place = np.searchsorted(self.train, row)
+        return facts | {"split": SPLITS[int(place == len(self.train) or self.train[place] != row)]}
 
     def pixels(self, row: int, members: dict[str, bytes], views: Iterable[int]) -> Tensor:
         """Views of an object that was read, (v, h, w, 4) uint8: colours and coverage."""

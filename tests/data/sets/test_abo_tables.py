@@ -19,8 +19,8 @@ from vader.commands import train
 from vader.data import load_shards, prepare
 from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
-from vader.data.reading import objects
 from vader.data.sets.own import experiment_named
+from vader.data.streaming import streamed
 from vader.rendering.cameras import Cameras
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import experiment
@@ -166,23 +166,21 @@ def test_training_prepares_a_set_whose_source_it_is_given_and_the_last_one_count
 
 def test_an_interrupted_reading_goes_on_where_it_was(source, tmp_path, monkeypatch):
     whole = prepare(CONFIG, source=source, workers=1, root=tmp_path / "whole")
-    done, original = [], objects.save_sequence
+    done, original = [], streamed.write_unit
 
-    def dies(sequence, *rest):
+    def dies(work, job):
         if len(done) == 4:
             raise KeyboardInterrupt
-        done.append(sequence.key)
-        original(sequence, *rest)
+        done.append(job[1][0][0].key)
+        original(work, job)
 
-    monkeypatch.setattr(objects, "save_sequence", dies)
+    monkeypatch.setattr(streamed, "write_unit", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(CONFIG, source=source, workers=1)
     with pytest.raises(DataError, match="is not prepared"):
         prepare(CONFIG)
     again = []
-    monkeypatch.setattr(
-        objects, "save_sequence", lambda sequence, *rest: again.append(sequence.key) or original(sequence, *rest)
-    )
+    monkeypatch.setattr(streamed, "write_unit", lambda work, job: again.append(job[1][0][0].key) or original(work, job))
     data = prepare(CONFIG, source=source, workers=1)
     assert len(done) == 4 and not set(done) & set(again) and data.pixel_checksum == whole.pixel_checksum
 
@@ -193,6 +191,20 @@ def test_tars_hold_the_same_objects(source):
     tars = prepare(CONFIG, source=source, workers=1, objects_per_shard=3)
     assert list(load_shards(tars.folder).keys) == [s.key for s in whole.split("train")] and len(tars) == len(whole)
     assert prepare(CONFIG, objects_per_shard=3).checksum == tars.checksum
+
+
+def test_tables_in_parts_are_joined_to_the_same_set(source, tmp_path, capsys):
+    pytest.importorskip("webdataset")
+    tars = prepare(CONFIG, source=source, workers=1, objects_per_shard=2, root=tmp_path / "whole")
+    command = ["data", "abo_tables", "--profile", "smoke", "--workers", "1", "--source", str(source)]
+    command += ["--objects-per-shard", "2"]
+    assert vader([*command, "--part", "2/2"]) == 0 and vader([*command, "--join"]) == 1
+    assert "prepare part 1/2 first" in capsys.readouterr().err
+    assert vader([*command, "--part", "1/2"]) == 0 and vader([*command, "--join"]) == 0
+    assert f"checksum {tars.checksum}" in capsys.readouterr().out
+    (joined,) = (tmp_path / "data").glob("abo_tables-*")
+    assert joined.name == tars.folder.name
+    assert (joined / "filter.json").read_bytes() == (tars.folder / "filter.json").read_bytes()
 
 
 def test_the_srn_layout_in_which_tables_are_handed_round(tmp_path):

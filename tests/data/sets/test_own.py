@@ -164,13 +164,13 @@ def test_models_are_rendered_as_the_built_in_furniture_is_and_a_broken_one_is_na
     assert "broken.glb: object 'broken': not a" in error and error.count("\n") == 1
     assert vader(command) == 0
     said = capsys.readouterr().out
-    assert "left out 1 objects" in said and "  broken.glb: object 'broken': not a" in said
+    assert "dropped 1: cannot be used" in said and "  broken.glb: object 'broken': not a" in said
     data = prepare(experiment_named("smoke", "tables3").data)
     assert [s.key for s in data] == ["table0", "table1", "table2"] and len(data[0]) == 16
     vertices, _ = data[0].surface()
     assert np.abs(vertices).max() <= 0.9 + 1e-6
-    manifest = json.loads((data.folder / "manifest.json").read_text())
-    assert manifest["sources"]["own"]["left_out"] == ["broken"]
+    report = json.loads((data.folder / "filter.json").read_text())
+    assert report["dropped_objects"]["cannot be used"].keys() == {"broken"} and report["kept"] == 3
 
 
 def test_a_texture_that_changed_makes_another_set(tmp_path):
@@ -209,15 +209,16 @@ def test_tars_of_a_folder_in_parts_train_by_their_name(folder, mugs, capsys):
     assert vader([*command[:-2], "--part", "1/3"]) == 1 and "with --objects-per-shard" in capsys.readouterr().err
 
 
-def test_one_unusable_object_among_posed_ones_is_left_out(folder, tmp_path, capsys):
+def test_one_unusable_object_among_posed_ones_is_left_out(folder, mugs, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "mugs")
-    (tmp_path / "mugs" / "mug1" / "pose" / "000003.txt").write_text("1 2 3")  # the first, which decides the settings
+    first, second = mugs[0].key, mugs[1].key
+    (tmp_path / "mugs" / first / "pose" / "000003.txt").write_text("1 2 3")  # it decides the settings
     for view in range(5):
-        (tmp_path / "mugs" / "mug2" / "rgb" / f"{view:06d}.png").write_bytes(b"cut")
+        (tmp_path / "mugs" / second / "rgb" / f"{view:06d}.png").write_bytes(b"cut")
     command = ["data", str(tmp_path / "mugs"), "--name", "flawed", "--profile", "smoke", "--workers", "1"]
     assert vader(command) == 0
     said = capsys.readouterr().out
-    assert "  mug2: object 'mug2': 3 of 8 views can be used" in said and "left out 1 objects" in said
+    assert f"  {second}: object '{second}': 3 of 8 views can be used" in said and "dropped 1: cannot be used" in said
     data = prepare(experiment_named("smoke", "flawed").data)
     assert len(data) == 4 and (data.train_views, data.heldout_views) == (6, 1)
     assert vader([*command, "--strict"]) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from vader.commands import main as vader
 from vader.data import prepare
 from vader.data.formats.shared.normalise import hull_iou
 from vader.data.prepared import DataError
-from vader.data.reading.objects import heldout_keys
 from vader.data.sets.own import experiment_named
-from vader.data.sets.photoshape_chairs import files_of_chair, find_chairs, shape_of
+from vader.data.sets.photoshape_chairs import files_of_chair, find, shape_of
+from vader.data.streaming.listing import chosen_groups, hashed
 from vader.settings.profiles import experiment
 
 VIEWS = 12
@@ -81,9 +80,10 @@ def test_chairs_are_read_back_and_split_by_shape(source):
     data = prepare(CONFIG, source=source, workers=1)
     assert {s.key for s in data.split("train")} == set(NAMES[:4])
     assert {s.key for s in data.split("test")} == set(NAMES[4:]), "the listed one, and the other of its shape"
-    for found in (data[0], data[3], data[4]):
-        check_object(found)
-    about = data[0].attributes
+    by_key = {found.key: found for found in data}
+    for name in (NAMES[0], NAMES[3], NAMES[4]):
+        check_object(by_key[name])
+    about = by_key[NAMES[0]].attributes
     assert (about["shape"], about["rank"], about["exemplar"], about["category"]) == ("shape00003", 0, 21, "chair")
     report = json.loads((data.folder / "filter.json").read_text())
     assert report["listed_but_missing"] == ["shape99999_rank00_pair1"] and report["test_by_shape_only"] == [NAMES[5]]
@@ -97,8 +97,10 @@ def test_a_missing_list_is_made_up_for_by_a_hash_of_the_shape(source):
     (source / "photoshape_val.txt").unlink()
     chosen = set()
     for seed in range(5):
-        found = find_chairs(source)
-        heldout = heldout_keys(found.scenes, replace(CONFIG, seed=seed), found.group)
+        found = find(source)
+        groups = np.array([hashed(seed, found.group(scene)) for scene in found.scenes], np.uint64)
+        held_out = chosen_groups(groups, CONFIG.heldout_objects)
+        heldout = {scene.key for scene, out in zip(found.scenes, held_out, strict=True) if out}
         shapes = {shape_of(key) for key in heldout}
         assert len(heldout) == 2 and len(shapes) == 1, "both materials of a shape"
         chosen |= shapes
@@ -113,7 +115,7 @@ def test_pictures_that_lie_elsewhere_are_found(tmp_path):
         data = prepare(CONFIG, source=source, workers=1, **options)
         assert {s.key for s in data} == set(NAMES[:2])
         check_object(data[0])
-        files = files_of_chair(find_chairs(source, **options).scenes[0])
+        files = files_of_chair(find(source, **options).scenes[0])
         assert sum("images" in str(f) or "far" in str(f) for f in files) == VIEWS
     with pytest.raises(DataError, match="file_path 'train/000.png' does not exist"):
         prepare(CONFIG, source=tmp_path / "b", workers=1)

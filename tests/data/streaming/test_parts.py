@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,31 +19,33 @@ import pytest
 import torch
 
 from vader.data import load_shards, sequence
-from vader.data.formats import Scene, walk
+from vader.data.formats import Options, Scene, files_of, walk
 from vader.data.pipeline import prepare_set
 from vader.data.prepared import DataError
+from vader.data.reading.objects import Found, Sieve
+from vader.data.reading.passes import prepare_found
 from vader.data.sequence import Sequence, object_cameras
 from vader.data.streaming import streamed, tars
 from vader.data.streaming.listing import Listing, content, stamp
 from vader.data.streaming.parts import Join, Part, PartOfSet
-from vader.data.streaming.streamed import SOURCES, left_out, prepare_listed
+from vader.data.streaming.streamed import SOURCES, TRAIN, Work, join
 from vader.settings.checks import ConfigError
 from vader.settings.experiment import DataConfig
 
 pytest.importorskip("webdataset")
-CONFIG = DataConfig("toys", num_objects=10, heldout_objects=2, train_views=2, heldout_views=1, resolution=5)
+CONFIG = DataConfig("toys", num_objects=10, heldout_objects=2, train_views=3, heldout_views=1, resolution=5)
 COUNT, PER_SHARD = 11, 3
 BROKEN = "object-04"
 
 
 def pictured(key: str, content: str, split: str = "train") -> Sequence:
     seed = int.from_bytes(content.encode()[:4].ljust(4, b"."), "big")
-    noise = np.random.default_rng(seed).integers(0, 256, (3, 5, 5, 4), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 5, 4), dtype=np.uint8)
     images, masks = torch.from_numpy(noise).split((3, 1), dim=-1)
     return Sequence(key, images, masks[..., 0], object_cameras(CONFIG, key), split)
 
 
-def read(scene: Scene):
+def read(scene: Scene, _options=None):
     """An object whose pictures are made of the text in its folder."""
     text = (scene.place / "rgb" / "text").read_text()
     if text == "broken":
@@ -64,10 +67,17 @@ def source(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("source") / "toys")
 
 
-def prepare(source: Path, root: Path, part: Part | Join | None = None, read=read, **options):
-    options = {"objects_per_shard": PER_SHARD} | options
-    with Listing(walk(source, "srn"), source, root, lambda n: n // 5) as listing:
-        return prepare_listed(CONFIG, {"own": {"format": "srn"}}, listing, read, root=root, part=part, **options)
+def prepare(source: Path, root: Path, part: Part | Join | None = None, read=read, config=CONFIG, **options):
+    """options: of `prepare_found`, and fields of `Found`. All objects are wanted unless one says otherwise."""
+    options = {"objects_per_shard": PER_SHARD, "workers": 1} | options
+    fields = {f.name: options.pop(f.name) for f in dataclasses.fields(Found) if f.name in options}
+    fields = {"limited": False, "looked_at": 1, "read": read} | fields
+    found = Found("own", source, walk(source, "srn"), Options(), {"format": "srn"}, Sieve(), **fields)
+    return prepare_found(config, found, root=root, part=part, **options)
+
+
+def never(scene: Scene, _options=None):
+    pytest.fail("no object is read")
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +98,10 @@ def test_a_set_in_parts_is_the_set_in_one_go(source, whole, tmp_path):
         found = prepare(source, tmp_path, Part(number, 3))
         assert isinstance(found, PartOfSet) and found.left_out == {}
     assert [p.name for p in tmp_path.iterdir()] == [found.folder.name] and found.folder.name.endswith(".partial")
-    joined = prepare(source, tmp_path, Join(), read=lambda scene: pytest.fail("joining reads no object"))
+    joined = prepare(source, tmp_path, Join(), read=never)
     assert (joined.digest, joined.checksum, joined.folder.name) == (whole.digest, whole.checksum, whole.folder.name)
     assert bytes_of(joined.folder) == bytes_of(whole.folder)
-    again = prepare(source, tmp_path, read=lambda scene: pytest.fail("a complete set is only opened"))
+    again = prepare(source, tmp_path, read=never)
     assert again.folder == joined.folder
     assert isinstance(prepare(source, tmp_path, Part(1, 3)), type(joined)), "nothing is left for a part to do"
 
@@ -103,7 +113,7 @@ def test_tars_hold_what_a_set_in_memory_holds_and_are_of_the_same_identity(sourc
         for a, b in zip(memory.split(split), whole.split(split), strict=True):
             assert (a.key, a.split, a.pixel_checksum()) == (b.key, b.split, b.pixel_checksum())
     assert not (memory.folder / "ledger").exists()
-    assert prepare(source, tmp_path, objects_per_shard=None, read=lambda s: pytest.fail("read again")).folder
+    assert prepare(source, tmp_path, objects_per_shard=None, read=never).folder
 
 
 def test_parts_cover_all_units_once_and_missing_ones_are_named(source, tmp_path):
@@ -194,7 +204,7 @@ def test_no_kill_leaves_half_a_set_or_changes_it(tmp_path, per_shard):
     assert statuses[:-1] == [-signal.SIGKILL] * (len(statuses) - 1) and len(statuses) > 8
 
 
-def read_slowly(scene: Scene):
+def read_slowly(scene: Scene, _options):
     time.sleep(0.2)
     return read(scene)
 
@@ -222,7 +232,7 @@ def test_workers_end_with_a_process_that_is_killed_and_their_shards_are_kept(sou
     written = {f.stem for f in (tmp_path / "a").glob("*.partial/ledger/*")}
     assert 0 < len(written) < 6
     seen = []
-    found = prepare(source, tmp_path / "a", read=lambda s: seen.append(s.key) or read(s), objects_per_shard=2)
+    found = prepare(source, tmp_path / "a", read=lambda s, _: seen.append(s.key) or read(s), objects_per_shard=2)
     assert found.checksum == expected.checksum and len(seen) <= COUNT - 2 * len(written) + 1
 
 
@@ -244,15 +254,15 @@ def test_objects_that_changed_since_they_were_read_are_read_again(tmp_path):
     source, root = write(tmp_path / "toys"), tmp_path / "data"
     seen: list[str] = []
 
-    def counting(scene):
+    def counting(scene, _options):
         seen.append(scene.key)
         return read(scene)
 
     prepare(source, root, Part(1, 2), counting)
-    assert len(seen) == 6
+    assert len(seen) == 1 + 6, "the first one is looked at, for the settings"
     prepare(source, root, Part(1, 2), counting)
-    assert len(seen) == 6, "whole shards are kept"
-    place = source / seen[4] / "rgb" / "text"
+    assert len(seen) == 1 + 6, "whole shards are kept"
+    place = source / seen[5] / "rgb" / "text"
     place.write_text("other")
     del seen[:]
     prepare(source, root, Part(1, 2), counting)
@@ -260,7 +270,7 @@ def test_objects_that_changed_since_they_were_read_are_read_again(tmp_path):
     changed = prepare(source, root)
     assert changed.digest != prepare(write(tmp_path / "again" / "toys"), root).digest
     place.touch()  # another time, the same content
-    assert prepare(source, root, read=lambda scene: pytest.fail("read again")).folder == changed.folder
+    assert prepare(source, root, read=never).folder == changed.folder
     place.write_text("more")
     assert prepare(source, root).checksum != changed.checksum
 
@@ -278,10 +288,12 @@ def test_a_broken_object_is_left_out_named_and_part_of_the_identity(tmp_path, wh
     source, root = write(tmp_path / "toys", broken=True), tmp_path / "data"
     data = prepare(source, root, objects_per_shard=per_shard)
     assert len(data) == COUNT - 1
-    assert left_out(data.folder) == {BROKEN: f"{BROKEN}: object '{BROKEN}': is broken, expected a whole one"}
+    report = json.loads((data.folder / "filter.json").read_text())
+    message = f"{BROKEN}: object '{BROKEN}': is broken, expected a whole one"
+    assert report["dropped_objects"] == {"cannot be used": {BROKEN: message}} and report["kept"] == COUNT - 1
     file = data.folder / ("manifest.json" if per_shard is None else "manifest.jsonl")
     head = json.loads(file.read_text() if per_shard is None else file.read_text().splitlines()[0])
-    assert head["sources"]["own"]["left_out"] == [BROKEN] and head["config"]["num_objects"] == COUNT - 3
+    assert head["config"]["num_objects"] == COUNT - 3
     assert data.digest != whole.digest
     strict = pytest.raises(DataError, match="is broken, expected a whole one")
     with strict:
@@ -298,7 +310,7 @@ def test_objects_that_are_all_broken_are_an_error(tmp_path):
     folder = write(tmp_path / "toys", 2)
     for file in folder.glob("*/rgb/text"):
         file.write_text("broken")
-    with pytest.raises(DataError, match=r"none of 2 objects can be used to train on\n.*object-00': is broken"):
+    with pytest.raises(DataError, match=r"none of the objects can be used for training\n.*object-00': is broken"):
         prepare(folder, tmp_path / "data")
 
 
@@ -322,7 +334,8 @@ def test_a_listing_gives_back_its_scenes_training_objects_first(tmp_path):
         for i in range(4)
     ]  # fmt: skip
     with Listing(iter(scenes), tmp_path, tmp_path / "data") as listing:
-        assert list(listing) == [scenes[0], scenes[2], scenes[3], scenes[1]] and (listing.train, listing.test) == (3, 1)
+        assert list(listing) == [scenes[0], scenes[2], scenes[3], scenes[1]]
+        assert listing.told and listing.tests.tolist() == [False, False, False, True]
         assert str(tmp_path) not in json.dumps([listing.entry(i) for i in range(4)]), "another root, the same digest"
     assert not list((tmp_path / "data").iterdir())
     twice = [*scenes, Scene("k2", "srn", tmp_path / "other", tmp_path)]
@@ -353,14 +366,15 @@ def test_memory_is_a_few_dozen_bytes_an_object(tmp_path):
 
         tracemalloc.start()
         with Listing(scenes(), root, root) as listing:
-            work = streamed._Work(CONFIG, root / "work", root, sequence.SEQUENCES, read, 100, False)
+            work = Work(CONFIG, root / "work", root, sequence.SEQUENCES, read, files_of, 100, False, False)
             (work.folder / "ledger").mkdir(parents=True)
             for unit in range(number // 100):
-                rows = [{"key": f"object{i:06d}", "shard": unit, "offset": 0, "bytes": 1, "split": "train", "views": 3,
+                rows = [{"key": f"object{i:06d}", "shard": unit, "offset": 0, "bytes": 1, "split": "train", "views": 4,
                          "sha256": "0" * 64} for i in range(100 * unit, 100 * unit + 100)]  # fmt: skip
-                lines = [{"key": r["key"], "stamp": "", "content": "", "fault": None, "row": r} for r in rows]
+                lines = [{"key": r["key"], "stamp": "", "content": "", "reason": None, "row": r} for r in rows]
                 work.ledger(unit).write_text("".join(json.dumps(line) + "\n" for line in lines))
-            streamed._join(work, {"own": {}}, {}, listing, number // 100)
+            fates = np.full(number, TRAIN, np.int8)
+            load_shards(join(work, {"own": {}}, {}, listing, fates, lambda _: ("filter.json", {})))
         peaks[number] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert (peaks[3_000] - peaks[300]) / 2_700 < 250  # the opened set has 70 of them

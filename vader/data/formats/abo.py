@@ -25,6 +25,7 @@ import numpy as np
 
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
+from ..transient import unusable
 from .shared.images import natural, picture_files
 from .shared.scenes import Options, Placing, Scene, View, assemble, folders, key_of, rigid, sampled
 from .srn import number_of
@@ -83,7 +84,7 @@ def read(scene: Scene, options: Options) -> Sequence:
                 raise DataError(f"{scene.place / 'segmentation'}: object {scene.key!r}: no mask of {picture.name}")
             k, pose = _camera(listed[number], what)
         except DataError as error:
-            faults[picture.name] = str(error)
+            faults[picture.name] = unusable(error)
             continue
         if options.centred:
             k[:2, 2] = SIDE / 2

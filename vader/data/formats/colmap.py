@@ -22,6 +22,7 @@ import numpy as np
 
 from ..prepared import DataError
 from ..sequence import Sequence
+from ..transient import unusable
 from .shared.images import natural, picture_files
 from .shared.lenses import Lens
 from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, sampled
@@ -137,7 +138,7 @@ def read(scene: Scene, options: Options) -> Sequence:
                 raise DataError(f"{what}: camera {image.camera} of {image.name!r} is not in the list of cameras")
             pose, camera = image.world_to_camera(what), cameras[image.camera]
         except DataError as error:
-            faults[image.name] = str(error)
+            faults[image.name] = unusable(error)
             continue
         k = camera.intrinsics.copy()
         if options.centred:

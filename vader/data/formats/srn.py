@@ -18,6 +18,7 @@ import numpy as np
 
 from ..prepared import DataError
 from ..sequence import Sequence
+from ..transient import unusable
 from .shared.images import open_picture, picture_files
 from .shared.scenes import Options, Places, Scene, View, assemble, folders, rigid, sampled
 
@@ -58,7 +59,7 @@ def read(scene: Scene, options: Options) -> Sequence:
                 raise DataError(f"{picture}: object {scene.key!r}: no pose of that number in pose/, expected one")
             to_world = read_pose(pose, scene.key)
         except DataError as error:
-            faults[picture.name] = str(error)
+            faults[picture.name] = unusable(error)
             continue
         mask = masks.get(number_of(picture))
         views.append(View(picture.name, picture, np.linalg.inv(to_world), intrinsics, size, mask))

@@ -23,6 +23,7 @@ from PIL import Image
 from ...rendering.cameras import Cameras
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
+from ..transient import unusable
 from .shared.images import SUFFIXES
 from .shared.lenses import Lens
 from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, rigid, sampled
@@ -75,7 +76,7 @@ def read(scene: Scene, options: Options) -> Sequence:
             to_world = rigid(frame.get("transform_matrix"), f"{what}: transform_matrix")
             k, size, lens = camera({**content, **frame}, what, lambda p=picture: _size(p), options)
         except DataError as error:
-            faults[f"{i}: {frame['file_path']}"] = str(error)
+            faults[f"{i}: {frame['file_path']}"] = unusable(error)
             continue
         views.append(
             View(f"{i}: {frame['file_path']}", picture, np.linalg.inv(to_world @ OPENGL), k, size, mask, lens=lens)

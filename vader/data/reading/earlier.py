@@ -25,6 +25,7 @@ from ..video import VIDEOS
 
 REPORT = "filter.json"
 KINDS = ("own", "set")  # of sources
+NAMED = 20  # objects that were dropped, by name
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,28 @@ def asked(config: DataConfig, report: dict[str, Any]) -> list[dict[str, Any]]:
     """The `asked_for` of a report, with these settings."""
     known = report.get("asked_for", [])
     return known if plain(config) in known else [*known, plain(config)]
+
+
+def said_of(folder: Path) -> list[str]:
+    """What filter.json says, a line each: counts beside the paper's, and the objects that were dropped."""
+    if not (folder / REPORT).is_file():
+        return []
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    if "stated_in_the_paper" not in report:
+        return []
+    stated = report["stated_in_the_paper"]
+    beside = f" (the paper: {stated['objects']:,} x {stated['views']})" if stated else ""
+    rest = report["not_needed"]
+    lines = [f"found {report['found']:,} objects x {report['views_found']} views{beside}, kept {report['kept']:,}"]
+    lines[0] += f", {rest:,} more than these settings ask for were not read" if rest else ""
+    for reason, objects in report["dropped_objects"].items():
+        lines += dropped_lines(reason, objects, folder / REPORT)
+    return lines
+
+
+def dropped_lines(reason: str, objects: dict[str, str], file: Path) -> list[str]:
+    """How many objects were dropped for a reason, and which, the first ones by name; all are in `file`."""
+    lines = [f"dropped {len(objects)}: {reason}"]
+    for key, message in list(objects.items())[:NAMED]:
+        lines.append(f"  {message}" if repr(key) in message else f"  {key}: {message}")
+    return lines + ([f"  and {len(objects) - NAMED} more, see {file}"] if len(objects) > NAMED else [])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,20 +14,12 @@ import torch
 from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, files_of, read
 from ..formats.shared.captions import with_captions
-from ..prepared import DataError, write_json
-from ..sequence import Sequence, save_sequence
+from ..prepared import DataError, Kind
+from ..sequence import SEQUENCES, Sequence
+from ..streaming.streamed import Masked
 from ..video import Video
 
 FEWEST_VIEWS = 4  # of an object: three to train on, and one to judge by
-UNUSABLE = "cannot be used"  # the reason where no rule gives another one
-
-
-class LeftOut(DataError):
-    """An object that a rule of its set drops: `reason` is what it is counted under."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass
@@ -38,10 +27,10 @@ class Sieve:
     """What was found and dropped, and by which rules: it becomes filter.json.
 
     rules: in words, with their numbers. dropped: reason -> key -> message. notes: JSON values, what else there is to
-    say. stated: the paper's counts.
+    say. stated: the paper's counts. found: None where that is how many objects are listed.
     """
 
-    found: int
+    found: int | None = None
     rules: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -75,44 +64,44 @@ def captioned(scenes: list[Scene], source: Path) -> list[Scene]:
 
 @dataclass(frozen=True)
 class Found:
-    """The objects of a folder, and how they become a set.
+    """The objects below a folder, and how they become a set.
 
-    Functions of an object are top-level ones, since worker processes call them. `check` gives the reason, if any, for
-    which an object is left out before it is read, and `judge` looks at all that were read; both are called here.
+    `read` and `files` are top-level functions, since worker processes call them. `check` gives the reason, if any, for
+    which an object is left out before it is read, and `judge` looks at the masks of all that were read; both are called
+    in one process. A preparation in parts asks the judge when its parts are joined.
     """
 
     kind: str  # under which the manifest's sources describe them, see `earlier.KINDS`
-    scenes: list[Scene]
+    root: Path
+    scenes: Iterable[Scene]
     options: Options
     identity: dict[str, Any]  # JSON values that decide pixels beside the settings: reader, version, numbers of rules
     sieve: Sieve
-    read: Callable[[Scene, Options], tuple[Sequence, Any]] = read_posed
+    read: Callable[[Scene, Options], tuple[Any, Any]] = read_posed
     files: Callable[[Scene], list[Path]] = files_of
     group: Callable[[Scene], str] = lambda scene: scene.key  # objects of one group are in one split
-    posed: bool = True  # False: 3D models, which the cameras of the settings look at
+    holds: Kind = SEQUENCES
+    posed: bool = True  # False: 3D models, which the cameras of the settings look at, or videos
+    limited: bool = True  # to as many objects as the settings say, any of them; False: all, in the order of the disk
+    looked_at: int = 8  # objects whose views are counted, to say how many all have
     check: Callable[[Scene], str | None] | None = None
-    judge: Callable[[Iterable[Sequence]], Judgement] | None = None
+    judge: Callable[[Iterable[Masked]], Judgement] | None = None
+    faults: tuple[str, ...] = ()  # of lists and downloads: the first is an error where one is strict
+
+    def spare(self, count: int, config: DataConfig) -> int:
+        """How many of `count` objects are held out where the data do not say which: a fifth at most, but one of two."""
+        return min(config.heldout_objects, max(count // 5, int(self.limited)))
 
 
-# ---------------------------------------------------------------------------------------- splits and views
+def read_ordered(
+    read: Callable[[Scene, Options], tuple[Any, Any]], options: Options, heldout: int, scene: Scene
+) -> tuple[Any, Any]:
+    """An object with `heldout` of its views at the end, and what else belongs to it."""
+    item, extra = read(scene, options)
+    return (ordered(item, heldout_last(len(item), heldout)) if heldout else item), extra
 
 
-def heldout_keys(scenes: list[Scene], config: DataConfig, group: Callable[[Scene], str]) -> set[str]:
-    """Keys of test objects where the data name none: whole groups, by a hash of seed and name, until `heldout_objects`
-    are held out, of a fifth of all objects at most, but of one group where there are two."""
-    groups: dict[str, list[str]] = {}
-    for scene in scenes:
-        groups.setdefault(group(scene), []).append(scene.key)
-    limit = min(config.heldout_objects, max(len(scenes) // 5, 1)) if len(groups) > 1 else 0
-    heldout: set[str] = set()
-    for name in sorted(groups, key=partial(hashed, config.seed)):
-        if len(heldout) < limit and len(heldout) + len(groups[name]) < len(scenes):
-            heldout.update(groups[name])
-    return heldout
-
-
-def hashed(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+# ---------------------------------------------------------------------------------------- views
 
 
 def heldout_last(views: int, heldout: int) -> list[int]:
@@ -160,66 +149,3 @@ def views_of(config: DataConfig, looked_at: list[Sequence], all_of_them: bool) -
     have, and as are asked for."""
     counts = sorted(len(sequence) for sequence in looked_at)
     return min(counts[0 if all_of_them else len(counts) // 4], config.train_views + config.heldout_views)
-
-
-# ---------------------------------------------------------------------------------------- one object
-
-
-@dataclass(frozen=True)
-class Job:
-    """An object to read into `folder`; strict: one that cannot be used is an error. ready: what was read already."""
-
-    scene: Scene
-    options: Options
-    folder: Path
-    found: tuple[Callable, Callable]  # `Found.read` and `Found.files`
-    heldout: int  # views
-    strict: bool
-    ready: Sequence | None = None
-
-
-def read_object(job: Job) -> None:
-    """The object, and then the finding, what became of it. Both appear whole or not at all."""
-    scene, (reader, files_of_scene) = job.scene, job.found
-    finding: dict[str, Any] = {"reason": None}
-    try:
-        files = files_of_scene(scene)
-        finding |= {"stamp": stamp(files), "sha256": _content(files)}
-        sequence, mesh = reader(scene, job.options) if job.ready is None else (job.ready, None)
-    except DataError as error:
-        if job.strict and not isinstance(error, LeftOut):
-            raise
-        finding |= {"reason": getattr(error, "reason", UNUSABLE), "problem": str(error)}
-    else:
-        place = job.folder / "objects" / scene.key
-        shutil.rmtree(place, ignore_errors=True)  # of an earlier version of its files
-        order = heldout_last(len(sequence), job.heldout) if mesh is None and job.heldout else range(len(sequence))
-        save_sequence(ordered(dataclasses.replace(sequence, split=scene.split), list(order)), place, mesh)
-    partial_file = job.folder / "findings" / f".{scene.key}.json"
-    write_json(partial_file, finding, indent=None)
-    partial_file.replace(job.folder / "findings" / f"{scene.key}.json")
-
-
-def stamp(files: list[Path]) -> str:
-    """Of names, sizes and times of files, by which a changed object is noticed. Raises DataError where one is gone."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            about = file.stat()
-        except OSError as error:
-            raise DataError(f"{file}: file is missing or cannot be read ({error})") from error
-        digest.update(f"{file.parent.name}/{file.name} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _content(files: list[Path]) -> str:
-    """SHA-256 of the files, by name and content."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            with open(file, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error})") from error
-        digest.update(f"{file.parent.name}/{file.name} {content}\n".encode())
-    return digest.hexdigest()

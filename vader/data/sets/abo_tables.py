@@ -11,15 +11,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ...settings.checks import require
-from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, abo, scan, srn
 from ..formats.shared.scenes import require_folder
-from ..prepared import DataError, SequenceSet
-from ..reading.earlier import load_earlier
+from ..prepared import DataError
 from ..reading.objects import Found, Sieve
-from ..reading.passes import prepare_found
-from ..shards import ShardedSet
 
 NAME = "abo_tables"
 READER_VERSION = 1  # raised whenever the code between the files and their pictures changes them
@@ -30,27 +25,7 @@ BOX = "in the middle of the box, whose diagonal becomes 2 (3dmodels.csv.gz)"
 HULL = "by the visual hull of the masks, as nobody says how large the object is"
 
 
-def prepare(
-    config: DataConfig,
-    source: str | Path | None = None,
-    workers: int | None = None,
-    root: Path | None = None,
-    objects_per_shard: int | None = None,
-    strict: bool = False,
-) -> SequenceSet | ShardedSet:
-    """Load or prepare the tables in the folder `source`; see `prepare_found` for counts, `strict` and `filter.json`.
-
-    Without a source, a set that was prepared earlier for these settings is loaded. Raises ConfigError for another name,
-    and DataError for a folder that has no tables, naming file and field.
-    """
-    require(config.name == NAME, f"data set {config.name!r} is not {NAME}")
-    if source is None:
-        expected = "and no source is given; expected source, the folder of the dataset's files (--source PATH)"
-        return load_earlier(config, "set", expected, root, objects_per_shard)
-    return prepare_found(config, find_tables(Path(source)), workers, root, objects_per_shard, strict)
-
-
-def find_tables(source: Path) -> Found:
+def find(source: Path) -> Found:
     """The tables of a folder. Raises DataError where there are none, or where nothing says which items are tables."""
     require_folder(source)
     if abo.find(source):
@@ -87,7 +62,7 @@ def _published(source: Path) -> Found:
     }
     sieve = Sieve(len(scenes), rules, notes={"other_products": len(rendered) - len(scenes)}, stated=STATED)
     identity = {"reader": NAME, "version": READER_VERSION, "layout": "abo", "placing": rules["placing"]}
-    return Found("set", scenes, Options(), identity, sieve, files=files_of_table, group=item_of)
+    return Found("set", source, scenes, Options(), identity, sieve, files=files_of_table, group=item_of)
 
 
 def _is_table(scene: Scene, listed: dict[str, dict[str, str | None]]) -> bool:
@@ -121,4 +96,4 @@ def _as_srn(source: Path) -> Found:
     identity = {"reader": NAME, "version": READER_VERSION, "layout": "srn"}
     sieve = Sieve(len(scenes), rules, stated=STATED)
     options = Options(background="white")
-    return Found("set", scenes, options, identity, sieve, group=item_of)
+    return Found("set", source, scenes, options, identity, sieve, group=item_of)

@@ -38,6 +38,7 @@ from ..pipeline import prepare_set
 from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from ..sequence import Sequence, load_set, object_cameras
 from ..shards import ShardedSet
+from ..streaming.parts import Join, Part, PartOfSet
 from .furniture import object_key, rendering
 
 HELDOUT_SHARE = 0.085  # of each category's models, in whole groups ...
@@ -174,13 +175,14 @@ def prepare(
     workers: int | None = None,
     root: Path | None = None,
     objects_per_shard: int | None = None,
-) -> SequenceSet | ShardedSet:
+    part: Part | Join | None = None,
+) -> SequenceSet | ShardedSet | PartOfSet:
     """Load or render the set. source: as in `find_catalogues`; workers: processes, by default one per core.
 
-    objects_per_shard: as in `prepare_set`. Where no source is named and no catalogue is found, a set that was prepared
-    earlier from the same settings is loaded. Raises ConfigError for settings that cannot work, before any rendering,
-    and DataError for a missing catalogue or output folder. Models that are broken are left out, and named in the set's
-    filter.json, which counts what each filter kept and dropped.
+    objects_per_shard, part: as in `prepare_set`. Where no source is named and no catalogue is found, a set that was
+    prepared earlier from the same settings is loaded. Raises ConfigError for settings that cannot work, before any
+    rendering, and DataError for a missing catalogue or output folder. Models that are broken are left out, and named in
+    the set's filter.json, which counts what each filter kept and dropped.
     """
     if config.name != "household":
         raise ConfigError(f"data set {config.name!r} is not known here, expected 'household'")
@@ -209,7 +211,10 @@ def prepare(
     split = split_models(found, config.seed)
     jobs = list_jobs(config, split)
     workers = torch.get_num_threads() if workers is None else workers
-    data = prepare_set(config, made_of, jobs, render_object, workers, root, objects_per_shard=objects_per_shard)
+    sharing = {"objects_per_shard": objects_per_shard, "part": part}
+    data = prepare_set(config, made_of, jobs, render_object, workers, root, **sharing)
+    if isinstance(data, PartOfSet):
+        return data
     write_json(data.folder / "filter.json", found.page(split))
     (data.folder / "ATTRIBUTION.md").write_text(attribution_page(catalogues, found, split), encoding="utf-8")
     return data

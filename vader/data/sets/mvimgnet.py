@@ -25,17 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from ...settings.checks import require
-from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, colmap
 from ..formats.shared.images import natural, open_picture, picture_files
 from ..formats.shared.scenes import key_of, require_folder
-from ..prepared import DataError, SequenceSet
-from ..reading.earlier import load_earlier
+from ..prepared import DataError
 from ..reading.objects import Found, Judgement, Sieve, captioned
-from ..reading.passes import prepare_found
-from ..sequence import Sequence
-from ..shards import ShardedSet
+from ..streaming.streamed import Masked
 
 NAME = "mvimgnet"
 READER_VERSION = 1  # raised whenever the code between the files and their pictures changes them
@@ -47,43 +42,21 @@ DETECTED = 3  # pictures of an object, spread over all, that the detector looks 
 NOT_DETECTED = "nothing is detected"
 LICENCE = "terms of use of MVImgNet, by form"
 Detector = Callable[[list[np.ndarray], str], list[Any]]  # (h, w, 3) uint8 each, and a name -> of each a box or None
-MaskJudge = Callable[[Iterable[Sequence]], Judgement]
+MaskJudge = Callable[[Iterable[Masked]], Judgement]
 
 
-def prepare(
-    config: DataConfig,
-    source: str | Path | None = None,
-    workers: int | None = None,
-    root: Path | None = None,
-    objects_per_shard: int | None = None,
-    strict: bool = False,
-    detector: Detector | None = None,
-    mask_judge: MaskJudge | None = None,
-    masker: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> SequenceSet | ShardedSet:
-    """Load or prepare the objects in the folder `source`; see `prepare_found` for counts, `strict` and `filter.json`.
-
-    detector, mask_judge: of C.1; the judge gets the objects that are left, as they are in the set, masks and cameras.
-    masker: a top-level function that makes masks (h, w) uint8 of pictures that come without one; a mask that comes with
-    the data wins. Captions are those of captions.csv or captions.json in the folder, if there is one. Without a source,
-    a set that was prepared earlier for these settings is loaded. Raises ConfigError for another name, and DataError for
-    a folder without objects, or a broken list of categories.
-    """
-    require(config.name == NAME, f"data set {config.name!r} is not {NAME}")
-    if source is None:
-        expected = "and no source is given; expected source, the folder of the class folders (--source PATH)"
-        return load_earlier(config, "set", expected, root, objects_per_shard)
-    found = find_objects(Path(source), detector, mask_judge, masker)
-    return prepare_found(config, found, workers, root, objects_per_shard, strict)
-
-
-def find_objects(
+def find(
     source: Path,
     detector: Detector | None = None,
     mask_judge: MaskJudge | None = None,
     masker: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Found:
-    """The objects of all class folders. Raises DataError where there are none."""
+    """The objects of all class folders. Raises DataError where there are none, or for a broken list of categories.
+
+    detector, mask_judge: of C.1; the judge gets masks and cameras of the objects that are left, as they are in the set.
+    masker: a top-level function that makes masks (h, w) uint8 of pictures that come without one; a mask that comes with
+    the data wins. Captions are those of captions.csv or captions.json in the folder, if there is one.
+    """
     require_folder(source)
     places = list_objects(source)
     if not places:
@@ -110,7 +83,7 @@ def find_objects(
     identity = {"reader": NAME, "version": READER_VERSION, "mask_threshold": MASK_THRESHOLD} | named
     options = Options(mask_threshold=MASK_THRESHOLD, masker=masker)
     check = None if detector is None else _Detection(detector)
-    return Found("set", scenes, options, identity, sieve, check=check, judge=mask_judge)
+    return Found("set", source, scenes, options, identity, sieve, check=check, judge=mask_judge)
 
 
 def list_objects(source: Path) -> list[Path]:

@@ -28,8 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from ...settings.checks import require
-from ...settings.experiment import DataConfig
 from ..formats import Options, Scene
 from ..formats.models import is_coloured, read_parts, read_with_mesh
 from ..formats.shared.images import natural, picture_files
@@ -37,12 +35,11 @@ from ..formats.shared.normalise import merged, normalised
 from ..formats.shared.scenes import View, assemble, key_of, require_folder, rigid
 from ..formats.wavefront import MAX_TEXTURE
 from ..meshes.render import CREASE_ANGLE, HALF_EXTENT, LIGHT_RIG, MIN_ALBEDO, RADIUS
-from ..prepared import DataError, SequenceSet
-from ..reading.earlier import load_earlier
-from ..reading.objects import Found, LeftOut, Sieve, captioned
-from ..reading.passes import prepare_found
+from ..prepared import DataError
+from ..reading.objects import Found, Sieve, captioned
 from ..sequence import Sequence
-from ..shards import ShardedSet
+from ..streaming.streamed import LeftOut
+from ..transient import unusable
 
 NAME = "objaverse"
 READER_VERSION = 1  # raised whenever the code between the files and their pictures changes them
@@ -55,35 +52,9 @@ FOCAL = 35 / 32  # of pictures made before, in widths of the picture
 BLENDER = np.diag([1.0, -1.0, -1.0])
 
 
-def prepare(
-    config: DataConfig,
-    source: str | Path | None = None,
-    workers: int | None = None,
-    root: Path | None = None,
-    objects_per_shard: int | None = None,
-    strict: bool = False,
-) -> SequenceSet | ShardedSet:
-    """Load or prepare the models in the folder `source`; see `prepare_found` for counts, `strict` and `filter.json`.
-
-    Without a source, a set that was prepared earlier for these settings is loaded. Raises ConfigError for another name
-    or cameras that stand in the objects, DataError for a folder without models or broken lists, and, if strict, for a
-    download that broke off.
-    """
-    require(config.name == NAME, f"data set {config.name!r} is not {NAME}")
-    if source is None:
-        expected = "and no source is given; expected source, the folder of the models (--source PATH)"
-        return load_earlier(config, "set", expected, root, objects_per_shard)
-    found = find_models(Path(source))
-    distance = config.camera_distance
-    near = found.posed or distance > RADIUS
-    require(near, f"data set {NAME}: camera_distance is {distance}, expected more than {RADIUS}, the objects' radius")
-    if strict and (broken := found.sieve.dropped.get(BROKEN_OFF)):
-        raise DataError(next(iter(broken.values())))
-    return prepare_found(config, found, workers, root, objects_per_shard, strict)
-
-
-def find_models(source: Path) -> Found:
-    """The models of a folder, or the pictures of models. Raises DataError where there are neither."""
+def find(source: Path) -> Found:
+    """The models of a folder, or the pictures of models. Raises DataError where there are neither, and for broken
+    lists. A download that broke off is a fault."""
     require_folder(source)
     places = (source, source / "hf-objaverse-v1", source / ".objaverse" / "hf-objaverse-v1")
     base = next((place for place in places if (place / "glbs").is_dir()), None)
@@ -111,7 +82,8 @@ def find_models(source: Path) -> Found:
     sieve.notes["without_licence"] = sum(scene.attributes["licence"] is None for scene in scenes)
     rig = [LIGHT_RIG, MIN_ALBEDO, CREASE_ANGLE, HALF_EXTENT, RADIUS, MAX_TEXTURE]
     identity = {"reader": NAME, "version": READER_VERSION, "min_polygons": MIN_POLYGONS, "rig": rig}
-    return Found("set", scenes, Options(), identity, sieve, read=read_model, posed=False)
+    faults = tuple(sieve.dropped.get(BROKEN_OFF, {}).values())
+    return Found("set", source, scenes, Options(), identity, sieve, read=read_model, posed=False, faults=faults)
 
 
 def read_model(scene: Scene, options: Options) -> tuple[Sequence, Any]:
@@ -209,7 +181,7 @@ def _drawn_before(source: Path) -> Found:
     ]
     sieve = Sieve(len(scenes), {"colour, polygons": "not applied: pictures, no models"}, stated=STATED)
     identity = {"reader": NAME, "version": READER_VERSION, "layout": "pictures"}
-    return Found("set", scenes, Options(), identity, sieve, read=read_pictures, files=files_of_pictures)
+    return Found("set", source, scenes, Options(), identity, sieve, read=read_pictures, files=files_of_pictures)
 
 
 def files_of_pictures(scene: Scene) -> list[Path]:
@@ -224,7 +196,7 @@ def read_pictures(scene: Scene, options: Options) -> tuple[Sequence, None]:
         try:
             pose = _pose(picture.with_suffix(".npy"), scene.key)
         except DataError as error:
-            faults[picture.name] = str(error)
+            faults[picture.name] = unusable(error)
             continue
         k = np.array([[512 * FOCAL, 0, 256], [0, 512 * FOCAL, 256], [0, 0, 1]])
         views.append(View(picture.name, picture, BLENDER @ pose, k, (512, 512)))

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...settings.checks import ConfigError, require
 from ...settings.experiment import DataConfig, Experiment
@@ -28,14 +27,12 @@ from ..formats.models import read_with_mesh
 from ..formats.shared.archives import is_archive, unpacked
 from ..formats.shared.captions import captioned
 from ..meshes.render import LIGHT_RIG
-from ..prepared import DataError, SequenceSet, data_root
+from ..prepared import SequenceSet, data_root
 from ..reading.earlier import fitted, load_earlier, sets_called
-from ..reading.objects import FEWEST_VIEWS, heldout_last, ordered, read_posed, settings_of
-from ..sequence import SEQUENCES, Sequence, object_cameras
+from ..reading.objects import Found, Sieve
+from ..reading.passes import prepare_found
 from ..shards import ShardedSet
-from ..streaming.listing import Listing
 from ..streaming.parts import PartOfSet
-from ..streaming.streamed import prepare_listed
 from ..video import VIDEOS, Video, train_share
 
 KIND = "own"  # in the sources of its manifest
@@ -57,9 +54,9 @@ def prepare_folder(
     """Read a folder of objects, or an archive of them, or load what was prepared from the same files before.
 
     format: one of `formats.FORMATS`, by default found out by looking. captions: a file as
-    `formats.shared.captions` has it. sharing: `objects_per_shard`, `part` and
-    `strict`, as `streaming.streamed.prepare_listed` has them. Raises ConfigError for a name that cannot be one or is a
-    built-in set's, and DataError for a folder or an object that cannot be used, naming file, object and field.
+    `formats.shared.captions` has it. sharing: `objects_per_shard`, `part` and `strict`, as `prepare_found` has them.
+    Raises ConfigError for a name that cannot be one or is a built-in set's, and DataError for a folder or an object
+    that cannot be used, naming file, object and field.
     """
     _check_name(name)
     folder, place = Path(folder), root or data_root()
@@ -68,28 +65,31 @@ def prepare_folder(
         with unpacked(folder, place) as content:
             return prepare_folder(content, name, profile, format, workers, root, captions, **sharing)
     format = format or detect(folder)[0]
-    base = dataclasses.replace(_pattern(profile, format == "videos").data, name=name)
-    workers = torch.get_num_threads() if workers is None else workers
+    base = dataclasses.replace(_pattern(profile, format == "videos").data, name=name, heldout_objects=HELDOUT)
+    if format not in ("models", "videos"):
+        views = base.train_views + base.heldout_views
+        sixths = len(range(5, views, 6)) or 1
+        base = dataclasses.replace(base, train_views=views - sixths, heldout_views=sixths)
     scenes = walk(folder, format) if captions is None else captioned(walk(folder, format), captions)
-    with Listing(scenes, folder, place, lambda n: min(HELDOUT, n // 5)) as listing:
-        config, options = _settings(base, listing, format, sharing.get("strict", False), root)
-        sources, kind = {"format": format}, VIDEOS if format == "videos" else SEQUENCES
-        if format == "models":
-            sources |= {"lights": LIGHT_RIG, "supersampling": options.supersampling}
-        read_scene = partial(_read_scene, options, config)
-        return prepare_listed(config, {KIND: sources}, listing, read_scene, kind, workers, root, **sharing)
+    return prepare_found(base, _found(folder, scenes, format, base, root), workers, root, **sharing)
 
 
-def _read_scene(options: Options, config: DataConfig, scene: Scene) -> tuple[Sequence | Video, Any]:
-    """An object, and the mesh of one that has a mesh."""
-    if scene.format == "models":
-        return read_with_mesh(scene, options)
-    if scene.format == "videos":
-        video = read(scene, options)
-        return dataclasses.replace(video, train_frames=train_share(config, len(video))), None
-    sequence, _ = read_posed(scene, options)
-    order = heldout_last(len(sequence), len(sequence))
-    return ordered(dataclasses.replace(sequence, split=scene.split), order), None
+def _found(folder: Path, scenes: Iterable[Scene], format: str, base: DataConfig, root: Path | None) -> Found:
+    """The objects of a folder, all of which are wanted: what the first that can be used says decides the settings."""
+    found = Found(KIND, folder, scenes, Options(cache=root), {"format": format}, Sieve(), limited=False, looked_at=1)
+    if format == "models":
+        identity = found.identity | {"lights": LIGHT_RIG, "supersampling": base.supersampling}
+        return dataclasses.replace(found, identity=identity, read=read_with_mesh, posed=False)
+    if format == "videos":
+        options, reader = Options(most_frames=base.train_views + base.heldout_views), partial(read_clip, base)
+        return dataclasses.replace(found, options=options, read=reader, holds=VIDEOS, posed=False)
+    return found
+
+
+def read_clip(config: DataConfig, scene: Scene, options: Options) -> tuple[Video, None]:
+    """A clip, of whose frames the last ones are held out."""
+    video = read(scene, options)
+    return dataclasses.replace(video, train_frames=train_share(config, len(video))), None
 
 
 def prepare(
@@ -145,28 +145,3 @@ def _check_name(name: str) -> None:
     except ConfigError:
         return
     raise ConfigError(f"data set {name!r} is a built-in one, expected another name")
-
-
-def _settings(
-    base: DataConfig, listing: Listing, format: str, strict: bool, root: Path | None
-) -> tuple[DataConfig, Options]:
-    """Settings of the set, and how its objects are read: what the first that can be used says."""
-    if format == "videos":
-        return base, Options(resolution=base.resolution, most_frames=base.train_views + base.heldout_views)
-    options = Options(resolution=base.resolution, supersampling=base.supersampling, cache=root)
-    if format == "models":
-        return base, dataclasses.replace(options, cameras=partial(object_cameras, base))
-    fault = None
-    for scene in listing:
-        try:
-            first = read(scene, options)
-            if len(first) < FEWEST_VIEWS:
-                raise DataError(f"{scene.where} has {len(first)} views, expected at least {FEWEST_VIEWS}")
-        except DataError as error:
-            if strict:
-                raise
-            fault = fault or error
-            continue
-        views = min(len(first), base.train_views + base.heldout_views)
-        return settings_of(base, first, views, views), dataclasses.replace(options, views=views)
-    raise fault

@@ -14,16 +14,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...settings.checks import require
-from ...settings.experiment import DataConfig
 from ..formats import Options, Scene, files_of, scan, srn, transforms
 from ..formats.shared.captions import read_ids
 from ..formats.shared.scenes import key_of, require_folder
-from ..prepared import DataError, SequenceSet, read_json
-from ..reading.earlier import load_earlier
+from ..prepared import DataError, read_json
 from ..reading.objects import Found, Sieve, captioned
-from ..reading.passes import prepare_found
-from ..shards import ShardedSet
 
 NAME = "photoshape_chairs"
 READER_VERSION = 1  # raised whenever the code between the files and their pictures changes them
@@ -34,41 +29,19 @@ LOOKED_AT = 8  # objects, for where pictures are
 LICENCE = "ShapeNet terms of use (research)"
 
 
-def prepare(
-    config: DataConfig,
-    source: str | Path | None = None,
-    workers: int | None = None,
-    root: Path | None = None,
-    objects_per_shard: int | None = None,
-    strict: bool = False,
-    pictures: str | Path | None = None,
-) -> SequenceSet | ShardedSet:
-    """Load or prepare the chairs in the folder `source`; see `prepare_found` for counts, `strict` and `filter.json`.
+def find(source: Path, pictures: Path | str | None = None) -> Found:
+    """The chairs of a folder, with their splits. Raises DataError where there are none.
 
     pictures: the folder with `<object>/<file_path>`, where that is none of those that are looked at: the object's own,
-    `source`, and the folders in it. Without a source, a set that was prepared earlier for these settings is loaded.
-    Raises ConfigError for another name, and DataError for a folder without objects, and, if strict, for a listed test
-    object that is not there.
+    `source`, and the folders in it. A listed test object that is not there is a fault.
     """
-    require(config.name == NAME, f"data set {config.name!r} is not {NAME}")
-    if source is None:
-        expected = "and no source is given; expected source, the folder of the objects (--source PATH)"
-        return load_earlier(config, "set", expected, root, objects_per_shard)
-    found = find_chairs(Path(source), None if pictures is None else Path(pictures))
-    if strict and (gone := found.sieve.notes["listed_but_missing"]):
-        raise DataError(f"{source}: {len(gone)} objects of {TEST_LIST} are not there, the first is {gone[0]!r}")
-    return prepare_found(config, found, workers, root, objects_per_shard, strict)
-
-
-def find_chairs(source: Path, pictures: Path | None = None) -> Found:
-    """The chairs of a folder, with their splits. Raises DataError where there are none."""
     require_folder(source)
     layout = "transforms" if transforms.find(source) else "srn" if srn.find(source) else None
     if layout is None:
         raise DataError(f"{source}: data set {NAME}: no objects, expected {transforms.SIGNS}; or {srn.SIGNS}")
     scenes = captioned(_named(scan(source, layout)), source)
     if layout == "transforms":
-        scenes = _with_pictures(scenes, source, pictures)
+        scenes = _with_pictures(scenes, source, None if pictures is None else Path(pictures))
     listed = read_test_list(source)
     rules = {"split": "the folders' names" if any(s.split == "test" for s in scenes) else "by a hash of the shape"}
     notes: dict[str, Any] = {"listed_but_missing": []}
@@ -82,7 +55,10 @@ def find_chairs(source: Path, pictures: Path | None = None) -> Found:
     sieve = Sieve(len(scenes), rules, notes=notes, stated=STATED)
     identity = {"reader": NAME, "version": READER_VERSION, "layout": layout}
     options = Options(background="white", centred=True)
-    return Found("set", scenes, options, identity, sieve, files=files_of_chair, group=lambda s: shape_of(s.key))
+    gone = notes["listed_but_missing"]
+    faults = (f"{source}: {len(gone)} objects of {TEST_LIST} are not there, the first is {gone[0]!r}",) if gone else ()
+    groups = dict(group=lambda scene: shape_of(scene.key))
+    return Found("set", source, scenes, options, identity, sieve, files=files_of_chair, faults=faults, **groups)
 
 
 def shape_of(key: str) -> str:

@@ -6,10 +6,13 @@ whatever any other part does, and joining reads what the parts wrote about their
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...settings.checks import ConfigError, require
 from ...store.files import read_json, write_json
@@ -59,9 +62,22 @@ class PartOfSet:
     left_out: dict[str, str]  # key -> reason, of the part's objects
 
 
+def note(file: Path, value: dict[str, Any]) -> None:
+    """Write JSON values that any part may write at any time, all of them the same; the folder is made if need be."""
+    partial = file.with_name(f".{file.name}-{socket.gethostname()}-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(partial, value)
+        partial.replace(file)
+    except OSError as error:
+        raise DataError(
+            f"{file.parent}: output folder is not writable ({error}), expected one; set VADER_DATA to it"
+        ) from error
+
+
 def note_parts(folder: Path, part: Part) -> None:
     """Write down in how many parts the set in `folder` is prepared."""
-    write_json(folder / COUNT, {"of": part.of})
+    note(folder / COUNT, {"of": part.of})
 
 
 def require_all(folder: Path, missing: Iterable[int], count: int) -> None:

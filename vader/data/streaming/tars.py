@@ -183,13 +183,16 @@ def write_shard_manifest(
 
 
 def packed(sequence: Sequence, config: DataConfig) -> Members:
-    """Key, split and files of an object of a set. Raises DataError where it is not as the settings say."""
+    """Key, split and files of an object of a set; of the split the manifest says more, which comes last.
+
+    Raises DataError where it is not as the settings say.
+    """
     cameras, (views, h, w, _) = sequence.cameras, sequence.validate().images.shape
     expected = (config.train_views + config.heldout_views, config.resolution, config.resolution)
     if (views, h, w) != expected:
         raise DataError(f"object {sequence.key!r}: images are {(views, h, w)}, expected {expected} of {config.name}")
     facts = {
-        **{k: getattr(sequence, k) for k in ("key", "split", "caption", "attributes")},
+        **{k: getattr(sequence, k) for k in ("key", "caption", "attributes")},
         "height": cameras.height,
         "width": cameras.width,
         "world_to_camera": cameras.world_to_camera.tolist(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from vader.data.formats.shared.captions import read_captions, with_captions
+from vader.data.formats.shared.captions import captioned, read_captions, with_captions
 from vader.data.formats.shared.scenes import Scene
 from vader.data.prepared import DataError
 
@@ -79,3 +80,20 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "c.csv").write_bytes(b"key,caption\nchair-1,\xff\xfe\n")
     with pytest.raises(DataError, match="c.csv: cannot be read, expected a CSV or JSON file .*utf-8"):
         read_captions(tmp_path / "c.csv")
+
+
+def test_captions_of_very_many_objects_are_not_in_memory(tmp_path):
+    peaks = {}
+    for number in (300, 30_000):
+        with open(tmp_path / "c.csv", "w") as file:
+            file.write("key,caption\n")
+            file.writelines(f"chair-{i},a chair of wood with {i} legs\n" for i in range(number))
+        scenes = (Scene(f"chair-{i}", "srn", HERE, HERE) for i in reversed(range(number)))
+        tracemalloc.start()
+        last = None
+        for scene in captioned(scenes, tmp_path / "c.csv"):
+            last = scene
+        peaks[number] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert last.caption == "a chair of wood with 0 legs"
+    assert peaks[30_000] - peaks[300] < 300_000, "the keys that messages show, and no more"

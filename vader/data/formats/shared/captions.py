@@ -4,17 +4,20 @@
     captions.json   {"<key>": "a caption"}, {"<key>": {"caption": ..., "category": ...}}, or [{"key": ...}, ...]
 
 A key is that of an object, or its path in the folder (which becomes the key in the same way). Columns of other names,
-keys that no object has and keys that are there twice are errors.
+keys that no object has and keys that are there twice are errors. Of a CSV file one row is in memory at a time, of a
+JSON file all of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ....settings.checks import nearest
 from ...prepared import SPLITS, DataError
@@ -22,29 +25,40 @@ from .scenes import Scene, key_of
 
 FIELDS = ("caption", "category", "split")
 KEYS = ("key", "id", "uid")
+SOME = 1000  # keys of objects that are shown where one of a file is unknown
 
 
 def read_captions(file: Path) -> dict[str, dict[str, str]]:
     """Key -> its fields of FIELDS, without empty ones. Raises DataError naming the file, the entry and the field."""
-    file = Path(file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read, expected a CSV or JSON file ({error})") from error
+    captions: dict[str, dict[str, str]] = {}
+    for what, key, fields in _read(Path(file)):
+        if key in captions:
+            raise _twice(what, key)
+        captions[key] = fields
+    return captions
+
+
+def _read(file: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Where it stands, key and fields of every entry, one after the other; keys are not compared."""
     readers = {".csv": _rows, ".json": _entries}
     if file.suffix.lower() not in readers:
         raise DataError(f"{file}: captions are in a file of suffix {file.suffix!r}, expected .csv or .json")
-    captions: dict[str, dict[str, str]] = {}
-    for what, key, fields in readers[file.suffix.lower()](text, file):
-        if not isinstance(key, str) or not key.strip():
-            raise DataError(f"{what}: key is {key!r}, expected the key of an object")
-        key = key_of(key.strip().replace("/", "-"))
-        if key in captions:
-            raise DataError(f"{what}: key {key!r} is there twice, expected once")
-        captions[key] = _checked(fields, what)
-    if not captions:
+    found = False
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            for what, key, fields in readers[file.suffix.lower()](stream, file):
+                if not isinstance(key, str) or not key.strip():
+                    raise DataError(f"{what}: key is {key!r}, expected the key of an object")
+                found = True
+                yield what, key_of(key.strip().replace("/", "-")), _checked(fields, what)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read, expected a CSV or JSON file ({error})") from error
+    if not found:
         raise DataError(f"{file}: no entries, expected some with {', '.join(('key', *FIELDS))}")
-    return captions
+
+
+def _twice(what: str, key: str) -> DataError:
+    return DataError(f"{what}: key {key!r} is there twice, expected once")
 
 
 def with_captions(scenes: Iterable[Scene], file: Path) -> list[Scene]:
@@ -54,15 +68,28 @@ def with_captions(scenes: Iterable[Scene], file: Path) -> list[Scene]:
 
 
 def captioned(scenes: Iterable[Scene], file: Path) -> Iterator[Scene]:
-    """`with_captions`, one after the other. Keys that no object has are an error after the last."""
-    captions, keys = read_captions(file), set()
-    for scene in scenes:
-        keys.add(scene.key)
-        yield _captioned(scene, captions.get(scene.key, {}))
-    if unknown := [key for key in captions if key not in keys]:
+    """`with_captions`, one after the other, with the captions on the disk meanwhile, not in memory. Keys that no object
+    has are an error after the last."""
+    some: list[str] = []
+    with contextlib.closing(sqlite3.connect("")) as table:  # a file that goes with the connection
+        table.execute("CREATE TABLE captions (key TEXT UNIQUE, fields TEXT, used INTEGER DEFAULT 0)")
+        for what, key, fields in _read(Path(file)):
+            try:
+                table.execute("INSERT INTO captions (key, fields) VALUES (?, ?)", (key, json.dumps(fields)))
+            except sqlite3.IntegrityError:
+                raise _twice(what, key) from None
+        for scene in scenes:
+            found = table.execute(
+                "UPDATE captions SET used = 1 WHERE key = ? RETURNING fields", (scene.key,)
+            ).fetchone()
+            some += [scene.key] if len(some) < SOME else []
+            yield _captioned(scene, json.loads(found[0]) if found else {})
+        total, used = table.execute("SELECT COUNT(*), SUM(used) FROM captions").fetchone()
+        unknown = table.execute("SELECT key FROM captions WHERE used = 0 ORDER BY rowid LIMIT 1").fetchone()
+    if unknown:
         raise DataError(
-            f"{file}: {len(unknown)} of {len(captions)} keys are of no object, the first is {unknown[0]!r}"
-            f"{nearest(unknown[0], sorted(keys))}; expected keys as {sorted(keys)[0]!r}"
+            f"{file}: {total - used} of {total} keys are of no object, the first is {unknown[0]!r}"
+            f"{nearest(unknown[0], sorted(some))}; expected keys as {sorted(some)[0]!r}"
         )
 
 
@@ -90,8 +117,8 @@ def _checked(fields: dict[str, Any], what: str) -> dict[str, str]:
     return kept
 
 
-def _rows(text: str, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+def _rows(stream: TextIO, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    rows = csv.reader(stream, strict=True)
     try:
         head = [name.strip().lower() for name in next(rows, [])]
         column = next((name for name in KEYS if name in head), None)
@@ -114,7 +141,7 @@ def _rows(text: str, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         raise DataError(f"{file}: line {rows.line_num}: not CSV ({error})") from error
 
 
-def _entries(text: str, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _entries(stream: TextIO, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
@@ -123,9 +150,9 @@ def _entries(text: str, file: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]
         return dict(pairs)
 
     try:
-        content = json.loads(text, object_pairs_hook=once)
+        content = json.load(stream, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError | UnicodeDecodeError):
             raise
         raise DataError(f"{file}: not JSON ({error})") from error
     if isinstance(content, dict):

@@ -21,6 +21,7 @@ from ....rendering.cameras import Cameras
 from ....settings.checks import require
 from ...prepared import DataError
 from ...sequence import Sequence
+from ...transient import unusable
 from . import images
 from .folders import folders as folders
 from .folders import inside as inside
@@ -209,7 +210,7 @@ def assemble(scene: Scene, views: list[View], faults: dict[str, str], options: O
         try:
             done[number] = develop(views[number])
         except DataError as error:
-            faults[views[number].name] = str(error)
+            faults[views[number].name] = unusable(error)
             require_share(scene, total - len(faults), total, faults, options)
         if len(done) == wanted:
             break
