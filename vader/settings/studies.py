@@ -51,7 +51,7 @@ STUDIES = {
     ),
     ("figure4", "laptop"): dict(
         autodecoder=dict(embedding_dim=64, **_NO_HASH),
-        reconstruction=dict(images_seen=12_000, density_noise_images=8_000),
+        reconstruction=dict(images_seen=8_000, density_noise_images=6_400),
         diffusion=dict(latents_seen=8_000),
         evaluation=dict(num_samples=20, sampling_seeds=(0, 1)),
     ),
