@@ -278,8 +278,12 @@ def run_phase(name: str, options: argparse.Namespace, left: float) -> bool:
         try:
             status: int | str = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process.terminate()  # a training writes its checkpoint
+            try:
+                process.wait(timeout=RESERVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
             status = "out of time"
     told = {"phase": name, "status": status, "seconds": round(time.monotonic() - begun, 1)}
     note(options.out, told)
