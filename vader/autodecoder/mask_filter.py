@@ -5,17 +5,23 @@ from all sides at once. Masks that contradict each other cannot be fitted: "obje
 unusually high are removed".
 
 Loss. Eq. 2's error |O - O_hat|, summed over the pixels of a view, divided by the length of the masks' outlines in the
-mean view, in pixels. A good fit errs by part of a pixel along the outline, whatever the object's size, and a thin
-object has more outline than a thick one: so divided, losses of all objects can be compared. An object's loss is the
-mean of the quarter of its views that fit worst, since masks of a bad object need not all be bad.
+mean view, in pixels. Where the picture's edge cuts a mask, the edge counts as outline. A good fit errs by part of a
+pixel along the outline, whatever the object's size, and a thin object has more outline than a thick one: so divided,
+losses of all objects can be compared. An object's loss is the mean of the quarter of its views that fit worst, since
+masks of a bad object need not all be bad.
 
-Gap. One bad mask among many good ones hardly moves that mean, but its error stands apart. So the views' errors, each
-over its own outline, are sorted, and the largest step from one to the next among the worst quarter is judged, too.
+Unexplained. A fit ends above its best, most where thin parts fill the picture or its edge cuts them, and an autodecoder
+of this size cannot draw all of them. One bad mask among many hardly moves it. So the loss alone tells gross failures
+only. The same question has an answer without a fit: which share of the masks' pixels shows no point of the visual hull,
+the points of the cube that all views which see them have inside their masks? It is 0 for exact masks of any shape, also
+of one that pictures cut. A mask that lacks half of the object, or is another frame's, takes that half from the hull and
+so from all other views. Masks may err by `hull_slack` pixels.
 
-Rule. An object is out where a loss exceeds median + k * spread over all objects. The spread is the distance of the
-median from the losses' lower quartile, divided by 0.6745, as a normal distribution's is. Bad objects lie above, so they
-hardly move it. Where most objects are bad, or there are only a few, median and spread say little: two bounds hold the
-threshold between a loss that good objects have and one that no good object has.
+Rule. An object is out where its loss or its unexplained share exceeds median + k * spread over all objects. The spread
+is the distance of the median from the values' lower quartile, divided by 0.6745, as a normal distribution's is. Bad
+objects lie above, so they hardly move it. Where most objects are bad, or there are only a few, median and spread say
+little: two bounds hold the threshold between a value that good objects have and one that no good object has. Below the
+lower bound an object stays whatever the others are.
 """
 
 from __future__ import annotations
@@ -31,15 +37,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import DataError
+from ..data.formats.shared.normalise import CIRCUMSCRIBED, hull_points
 from ..rendering.cameras import CameraError, Cameras
 from ..rendering.render import render_rays
 from ..settings.autodecoder import AutodecoderConfig, MaskFilterConfig
 from .decoder import Decoder
 from .embedding import DenseEmbedding
 
-LEAST_OUTLINE = 0.5  # of the mean view's, by which a view's error is divided at least: a mask may be empty
+CUBE = 1.05  # half the side of the cube that the hull is looked for in: objects touch the faces of theirs at most
 QUARTILE = 0.6745  # standard deviations from the median to the quartile of a normal distribution
-LOSSES = {"loss": ("spreads", "bounds"), "gap": ("gap_spreads", "gap_bounds")}  # and their settings
+LOSSES = {"loss": ("spreads", "bounds"), "unexplained": ("hull_spreads", "hull_bounds")}  # and their settings
 
 
 class Masked(Protocol):
@@ -52,8 +59,9 @@ class Masked(Protocol):
 
 @dataclass(frozen=True)
 class MaskJudgement:
-    """What the filter found. losses: by key, "loss" and "gap" of each object, in pixels of outline; thresholds:
-    of the two; dropped: by key, why. An object whose masks are all empty is dropped and has no losses."""
+    """What the filter found. losses: by key, "loss" of each object, in pixels of outline, and "unexplained", a share of
+    mask pixels. thresholds: of the two. dropped: by key, why. An object whose masks are all empty is dropped and has no
+    losses."""
 
     losses: dict[str, dict[str, float]]
     thresholds: dict[str, float]
@@ -128,16 +136,18 @@ def threshold(losses: Tensor, spreads: float, bounds: tuple[float, float]) -> fl
 @dataclass(frozen=True, eq=False)
 class Target:
     """An object's masks (v, h, w) in [0, 1] at the resolution at which they are compared, and the rays (v * h * w, 3)
-    through their pixels."""
+    through their pixels. unexplained: the share of the masks that no point of the visual hull explains."""
 
     key: str
     masks: Tensor
     origins: Tensor
     directions: Tensor
+    unexplained: float
 
     def outlines(self) -> Tensor:
-        """Length of the outlines in each view (v,), in pixels: an edge from 0 to 1 counts 1."""
-        return sum(self.masks.diff(dim=axis).abs().sum(dim=(1, 2)) for axis in (1, 2))
+        """Length of the outlines in each view (v,), in pixels: an edge from 0 to 1 counts 1, as does the picture's."""
+        padded = F.pad(self.masks, (1, 1, 1, 1))
+        return sum(padded.diff(dim=axis).abs().sum(dim=(1, 2)) for axis in (1, 2))
 
 
 def _targets(
@@ -169,14 +179,38 @@ def _target(item: Masked, settings: MaskFilterConfig, device: torch.device) -> T
     masks = masks.to(device).float() / (1 if masks.is_floating_point() else 255)
     if not ((masks >= 0) & (masks <= 1)).all():
         raise DataError(f"{what}: masks have other values than in [0, 1], expected coverage")
-    scale = min(1.0, settings.pixels / max(masks.shape[1:]))
+    coverage, small = _shrunk(masks, cameras, settings.pixels)
+    origins, directions = (x.reshape(-1, 3).to(device) for x in small.rays())
+    share = unexplained(*_shrunk(masks.cpu(), cameras, settings.hull_pixels), settings)
+    return Target(item.key, coverage, origins, directions, share)
+
+
+def _shrunk(masks: Tensor, cameras: Cameras, pixels: int) -> tuple[Tensor, Cameras]:
+    """Coverage (v, h, w) of at most so many pixels along the longer side, and cameras of that size, float32 on CPU."""
+    scale = min(1.0, pixels / max(masks.shape[1:]))
     h, w = (max(1, round(scale * side)) for side in masks.shape[1:])
-    masks = F.interpolate(masks[None], (h, w), mode="area")[0]
     shrink = torch.diag(torch.tensor([w / cameras.width, h / cameras.height, 1.0], dtype=torch.float64))
     intrinsics = (shrink @ cameras.intrinsics.cpu().double()).float()
     small = Cameras(cameras.world_to_camera.cpu().float(), intrinsics, h, w)
-    origins, directions = (x.reshape(-1, 3).to(device) for x in small.rays())
-    return Target(item.key, masks, origins, directions)
+    return F.interpolate(masks[None], (h, w), mode="area")[0], small
+
+
+def unexplained(masks: Tensor, cameras: Cameras, settings: MaskFilterConfig) -> float:
+    """Share of the pixels of masks (v, h, w) that are at least half covered and show no point of the visual hull; 0
+    where there are none. Some views and pixels are looked at, spread evenly; the hull is that of all views."""
+    reach = settings.hull_slack
+    covered = F.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] >= 0.25
+    shown = looked_at = 0
+    for view in sorted({i * len(masks) // settings.hull_views for i in range(settings.hull_views)}):
+        pixels = (masks[view] >= 0.5).nonzero()
+        pixels = pixels[:: max(1, math.ceil(len(pixels) / settings.hull_rays))]
+        if len(pixels):
+            points, there = hull_points(
+                cameras, covered, view, pixels, torch.zeros(3).double(), CIRCUMSCRIBED, slack=True
+            )
+            shown += int((there & (points.abs().amax(-1) <= CUBE)).any(1).sum())
+            looked_at += len(pixels)
+    return 1 - shown / looked_at if looked_at else 0.0
 
 
 def _groups(targets: Iterator[Target], size: int) -> Iterator[list[Target]]:
@@ -228,10 +262,11 @@ def _fit(group: list[Target], settings: MaskFilterConfig, device: torch.device) 
         for step in range(settings.steps):
             optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - step / settings.steps)
             origins, directions, masks = _draw(group, settings.rays)
+            volumes = model()
             rendering = render_rays(
-                model(), origins, directions, settings.resolution, stratified_seed=step, check=False
+                volumes, origins, directions, settings.resolution, stratified_seed=step, check=False
             )
-            loss = (rendering.occupancy - masks).abs().mean()
+            loss = (rendering.occupancy - masks).abs().mean() + settings.density_weight * volumes[:, 0].mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -250,11 +285,9 @@ def _draw(group: list[Target], rays: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _losses(target: Target, volume: Tensor, settings: MaskFilterConfig) -> dict[str, float]:
-    """Error per pixel of outline of the views that fit worst, and how far they stand apart from the others."""
+    """Error per pixel of outline of the views that fit worst, and the share that the hull does not explain."""
     rendering = render_rays(volume, target.origins[None], target.directions[None], 2 * settings.resolution, check=False)
     error = (rendering.occupancy.view(target.masks.shape) - target.masks).abs().sum(dim=(1, 2))
-    outlines, count = target.outlines(), math.ceil(settings.worst_share * len(error))
-    loss = error.sort(descending=True).values[:count].mean() / outlines.mean()
-    own = (error / outlines.clamp(min=LEAST_OUTLINE * outlines.mean())).sort(descending=True).values
-    steps = (own[:-1] - own[1:])[:count]
-    return {"loss": loss.item(), "gap": steps.max().item() if len(steps) else 0.0}
+    count = math.ceil(settings.worst_share * len(error))
+    loss = error.sort(descending=True).values[:count].mean() / target.outlines().mean()
+    return {"loss": loss.item(), "unexplained": target.unexplained}

@@ -166,8 +166,11 @@ class InversionConfig:
 
 @dataclass(frozen=True)
 class MaskFilterConfig:
-    """C.1's filter of objects by their masks: a small autodecoder is fitted to them, the size of Table 5's is not
-    needed to tell whether masks agree. The loss and the rule are those of `vader.autodecoder.mask_filter`."""
+    """C.1's filter of objects by their masks: a small autodecoder is fitted to them, and their visual hull is made.
+
+    The size of Table 5's is not needed to tell whether masks agree. Measures and rule are those of
+    `vader.autodecoder.mask_filter`.
+    """
 
     pixels: int = 32  # masks are compared at this many pixels along their longer side
     resolution: int = 16  # of the volumes
@@ -178,21 +181,28 @@ class MaskFilterConfig:
     rays: int = 1024  # of each object in a step, drawn from all pixels of all its views
     learning_rate: float = 2e-2  # falls to 0 linearly
     betas: tuple[float, float] = (0.5, 0.99)
-    worst_share: float = 0.25  # of the views, whose mean is the loss, and above which gaps are looked for
-    spreads: float = 1.5  # k: an object is out beyond median + k spreads of the losses, between the bounds
-    bounds: tuple[float, float] = (0.8, 1.0)  # an object below the first is never out, above the second always
-    gap_spreads: float = 4.0  # the same for the gap between views that fit and views that do not
-    gap_bounds: tuple[float, float] = (0.45, 0.5)
+    density_weight: float = 1e-2  # of the mean density: where it grows so high that no error gets in, it falls again
+    worst_share: float = 0.25  # of the views, whose mean is the loss
+    spreads: float = 3.0  # k: an object is out beyond median + k spreads of the losses, between the bounds
+    bounds: tuple[float, float] = (1.4, 2.0)  # an object below the first is never out, above the second always
+    hull_pixels: int = 64  # masks have this many pixels along their longer side where the hull is made of them
+    hull_views: int = 6  # that are compared with the hull of all views, at most
+    hull_rays: int = 100  # through mask pixels of such a view, at most
+    hull_slack: int = 1  # pixels by which masks may be too small
+    hull_spreads: float = 3.0  # the rule's numbers for the share of mask pixels that the hull does not explain
+    hull_bounds: tuple[float, float] = (0.03, 0.15)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pixels", "objects", "steps", "rays"):
+        for name in ("pixels", "objects", "steps", "rays", "hull_pixels", "hull_views", "hull_rays"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("hull_slack", "density_weight"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate:g}, expected a positive rate")
         require(0 < self.worst_share <= 1, f"worst_share is {self.worst_share:g}, expected in (0, 1]")
-        for name in ("spreads", "gap_spreads"):
+        for name in ("spreads", "hull_spreads"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
-        for name in ("bounds", "gap_bounds"):
+        for name in ("bounds", "hull_bounds"):
             low, high = getattr(self, name)
             require(0 <= low <= high, f"{name} are {low:g} and {high:g}, expected two losses, the lower one first")
 
