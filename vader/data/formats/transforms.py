@@ -64,7 +64,7 @@ def read(scene: Scene, options: Options) -> Sequence:
     if not isinstance(frames, list) or not frames:
         raise DataError(f"{file}: object {scene.key!r}: frames is empty, expected a list with one entry per view")
     pictures = Path(scene.files.get("pictures", scene.place))
-    views, faults, first = [], {}, None
+    views, faults, named, first = [], {}, {}, None
     for i, frame in enumerate(frames):
         what = f"{file}: object {scene.key!r}: frames[{i}]"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
@@ -74,8 +74,10 @@ def read(scene: Scene, options: Options) -> Sequence:
         try:
             if picture is None:
                 raise DataError(f"{what}: file_path {frame['file_path']!r} does not exist, expected a picture")
+            if (other := named.setdefault(picture, i)) != i:  # or a held-out view might be one of those to train on
+                raise DataError(f"{what}: file_path {frame['file_path']!r} is that of frames[{other}] as well")
             to_world = rigid(frame.get("transform_matrix"), f"{what}: transform_matrix")
-            k, size, lens = camera({**content, **frame}, what, lambda p=picture: _size(p), options)
+            k, size, lens = camera({**content, **frame}, what, lambda p=picture, w=what: _size(p, w), options)
             if not frame.keys() & OF_A_CAMERA:
                 first = first or size
                 _require_alike(size, first, "fl_x" in content, what)
@@ -119,13 +121,13 @@ def _mask(scene: Scene, frame: dict[str, Any], pictures: Path, picture: Path | N
     return next((place for place in places if place.is_file()), None)
 
 
-def _size(picture: Path) -> tuple[int, int]:
+def _size(picture: Path, what: str) -> tuple[int, int]:
     """(height, width) from a picture's head."""
     try:
         with Image.open(picture) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{picture}: cannot be decoded, expected a picture ({error})") from error
+        raise DataError(f"{what}: {picture} cannot be decoded, expected a picture ({error})") from error
 
 
 # ---------------------------------------------------------------------------------------- one camera
