@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tests.tiny import balls, tiny_experiment
 from vader.autodecoder.reconstruction import Reconstruction
 from vader.diffusion.denoising import Denoising
-from vader.rendering import fused
+from vader.rendering import backends
 from vader.settings.checks import ConfigError
 from vader.settings.experiment import Experiment
 from vader.store import runs
@@ -59,7 +59,7 @@ def group(function, size: int, *arguments) -> list[int]:
 
 def _member(function, rank: int, size: int, port: int, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    fused.BACKENDS.clear()  # the reference renderer has nothing to compile
+    backends.BACKENDS.clear()  # the reference renderer has nothing to compile
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(size)} if size > 1 else {}
     with joined():
@@ -240,7 +240,7 @@ def last_clock(work: Path) -> int:
 def die_once(work: Path) -> None:
     """Under torchrun: stage 1, whose second rank kills itself before its second step, unless it has before."""
     torch.set_num_threads(1)
-    fused.BACKENDS.clear()
+    backends.BACKENDS.clear()
     with joined() as ranks:
         task = Reconstruction(PARTITIONED, balls(PARTITIONED, objects=9), CPU, ranks)
         step, begun = task.step, []

@@ -201,6 +201,7 @@ def diffusion_run(
 
 def _record(work: Path, config: Experiment, task: Any, group: Ranks, **facts: Any) -> runs.Record:
     record = runs.Record(work, config.seed, task.device, **facts, **task.facts())
+    record.execution = getattr(task, "execution", None)
     if group.size > 1:
         record.session["ranks"] = group.size
     return record

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vader.autodecoder.decoder import Decoder, SameBlock, SelfAttention, UpBlock, UpConv3d, upsample
+from vader.autodecoder.decoder import Decoder, SameBlock, SelfAttention, UpBlock, UpConv3d, attend, upsample
 from vader.settings.autodecoder import AutodecoderConfig
 from vader.settings.table5 import PAPER
 
@@ -54,6 +54,18 @@ def test_self_attention_against_a_loop_over_cells():
         attended[:, i] = sum(weights[j] * v[:, j] for j in range(8))
     expected = x + attention.out(attended.view(1, 4, 2, 2, 2))
     assert torch.allclose(attention(x), expected, atol=1e-12)
+
+
+def test_attention_in_bfloat16_is_that_of_doubles_rounded():
+    exact = [torch.randn(2, 1, 64, 16, dtype=torch.float64).bfloat16().double().requires_grad_() for _ in range(3)]
+    low = [x.detach().bfloat16().requires_grad_() for x in exact]
+    above = torch.randn(2, 1, 64, 16)
+    expected = F.scaled_dot_product_attention(*exact)
+    expected.backward(above.double())
+    ours = attend(*low)
+    ours.backward(above.bfloat16())
+    for got, wanted in zip([ours, *(x.grad for x in low)], [expected, *(x.grad for x in exact)], strict=True):
+        assert ((got.double() - wanted).norm() / wanted.norm()) < 0.01
 
 
 @pytest.mark.parametrize("latent", [4, 8])

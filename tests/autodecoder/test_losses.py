@@ -85,19 +85,20 @@ def test_eq_2():
     assert foreground_loss(occupancy, mask).item() == pytest.approx(1.5 / 4)
 
 
-def test_features_of_a_named_image_are_computed_once_and_change_nothing():
+@pytest.mark.parametrize("together, computed", [(False, [2, 2, 1, 1, 2, 2]), (True, [2, 2, 2, 2, 2, 2])])
+def test_features_of_a_named_image_are_computed_once_and_change_nothing(together, computed):
     network = tiny_network()
     seen = []
     plain, keeping = (PyramidalPerceptualLoss(network, (1, 4), (1.0, 0.5)) for _ in range(2))
     extract = keeping.extract
     keeping.extract = lambda images: seen.append((len(images), torch.is_grad_enabled())) or extract(images)
-    keeping.room = 10**6
+    keeping.room, keeping.together = 10**6, together
     images = torch.rand(5, 16, 16, 3)
     for names in ([0, 3], [3, 1], [0, 1], [4, 2]):
         rendered = torch.rand(2, 16, 16, 3)
         expected = plain(rendered, images[names])
         torch.testing.assert_close(keeping(rendered, images[names], names), expected)
-    assert [n for n, learning in seen if not learning] == [2, 2, 1, 1, 2, 2]  # new images, at each of two scales
+    assert [n for n, learning in seen if not learning] == computed  # new images, or all, at each of two scales
     assert sorted(keeping.kept) == [0, 1, 2, 3, 4]
     size = 4 * (16 * 16 * 4 + 8 * 8 * 5 + 8 * 8 * 4 + 4 * 4 * 5)
     assert keeping.room == 10**6 - 5 * size

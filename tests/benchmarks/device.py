@@ -22,12 +22,21 @@ from pathlib import Path
 
 import torch
 
+from vader.autodecoder.decoder import Decoder
+from vader.autodecoder.reconstruction import Reconstruction
 from vader.diffusion.inference import for_inference, how_it_runs
+from vader.diffusion.products import choices
 from vader.diffusion.sampling import sample_objects
+from vader.rendering.cameras import Cameras
+from vader.rendering.render import render_images
 from vader.settings.diffusion import SamplerConfig
+from vader.settings.experiment import Experiment
 from vader.settings.profiles import experiment
 from vader.settings.table5 import PAPER
 from vader.store.provenance import device_name
+from vader.store.runs import utc_now
+from vader.studies.scaling import noise_pictures
+from vader.training import graphs
 
 from . import renderer, sampler, stage1
 from .contest import alternate
@@ -41,6 +50,7 @@ class Phase:
     seconds: int  # at most
     work: Callable[[torch.device, bool], Results] | None = None  # numbers, one after another
     command: tuple[str, ...] = ()  # or a command, whose log is what is wanted; {device} and {seconds} are filled in
+    tiny: tuple[str, ...] = ()  # what stands for the command in a rehearsal; nothing: it is left out
 
 
 def timed(run: Callable[[], object], device: torch.device, tiny: bool) -> dict[str, float]:
@@ -58,54 +68,131 @@ def machine(device: torch.device, tiny: bool) -> Results:
     yield {"work": "copy", "bytes": 2 * block.nbytes, **timed(block.clone, device, tiny)}
 
 
-def render(device: torch.device, tiny: bool) -> Results:
-    """The renderer with voxels kept in registers and without, eager and as a graph, beside the others."""
-    scenes = [renderer.Scene(9, 7, 6, 2, 2)] if tiny else [renderer.Scene(), renderer.Scene(size=32, samples=48)]
-    for scene in scenes:
-        for keep in (True, False) if device.type == "cuda" else (True,):
-            if device.type == "cuda":
-                from vader.rendering import cuda
+def tried(what: dict, work: Callable[[], dict]) -> dict:
+    """`what` and the numbers of some work, or the error that ended it: one variant that fails leaves the others."""
+    try:
+        return what | work()
+    except Exception as error:
+        return what | {"error": f"{type(error).__name__}: {error}"[:500]}
 
-                cuda.KEEP = keep
-            run = renderer.ours("fused")(scene, device)
-            yield {"work": str(scene), "keep": keep, "how": "eager", **timed(run, device, tiny)}
-            if device.type == "cuda":
-                graph = torch.cuda.CUDAGraph()
-                run()
-                with torch.cuda.graph(graph):
-                    run()
-                yield {"work": str(scene), "keep": keep, "how": "graph", **timed(graph.replay, device, tiny)}
+
+def as_graph(run: Callable[[], object]) -> Callable[[], object]:
+    for _ in range(2):
+        run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def render(device: torch.device, tiny: bool) -> Results:
+    """The renderer with voxels kept in registers or not, in one to four parts, eager and as a graph, and the others."""
+    small = renderer.Scene(size=32, samples=48, resolution=32, batch=2)
+    scenes = [renderer.Scene(9, 7, 6, 2, 2)] if tiny else [renderer.Scene(), small]
+    cuda = device.type == "cuda"
+    for scene in scenes:
+        run = renderer.ours("fused")(scene, device)
+        volume, cameras = scene.build(device)
+        cameras = Cameras(
+            *(x.repeat(scene.batch, 1, 1) for x in (cameras.world_to_camera, cameras.intrinsics)),
+            cameras.height,
+            cameras.width,
+        )
+
+        def from_cameras(volume=volume, cameras=cameras, samples=scene.samples) -> object:
+            leaf = volume.detach().requires_grad_()
+            colour, occupancy, _ = render_images(leaf, cameras, samples)
+            return torch.autograd.grad([colour, occupancy], leaf, [torch.ones_like(x) for x in (colour, occupancy)])
+
+        for keep in (True, False) if cuda else (True,):
+            for parts in (0, 1, 2, 4) if cuda else (0,):
+                if cuda:
+                    from vader.rendering import cuda as kernels
+
+                    kernels.KEEP, kernels.PARTS = keep, parts
+                for how, work in {"from rays": run, "from cameras": from_cameras}.items():
+                    what = {"work": str(scene), "keep": keep, "parts": parts, "how": how}
+                    yield tried(what | {"launch": "eager"}, lambda work=work: timed(work, device, tiny))
+                    if cuda:
+                        graph = lambda work=work: timed(as_graph(work), device, tiny)  # noqa: E731
+                        yield tried(what | {"launch": "graph"}, graph)
+        if cuda:
+            kernels.KEEP, kernels.PARTS = True, 0
         yield from renderer.compare(scene, device, repeats=2 if tiny else 7, memory=False)
 
 
+# How a sampler may run: options of `for_inference`. Compiling comes last, since it may take the rest of the time.
+SAMPLERS: dict[str, dict] = {
+    "graph": {},
+    "graph, convolutions as measured": {"products": True},
+    "eager": {"graphs": False},
+    "graph, compiled": {"compile": True},
+}
+
+
 def sampling(device: torch.device, tiny: bool) -> Results:
-    """A sample of the paper's Chairs size, without and with graphs, then compiled, one and many at a time."""
+    """Samples of the paper's Chairs size by each way to run, one and many at a time, and decoding."""
     config = experiment("smoke", "procedural_chairs") if tiny else PAPER["photoshape_chairs"]
     shape, settings = config.autodecoder.latent_shape, SamplerConfig(num_steps=2) if tiny else config.sampler
     denoiser = sampler.randomised(config.unet, shape, device)
+    with torch.device(device):
+        decoder = Decoder(config.autodecoder)
+    decoder = decoder.to(memory_format=torch.channels_last_3d, dtype=torch.bfloat16).eval().requires_grad_(False)
     cuda = device.type == "cuda"
-    for compile in (False, True) if cuda else (False,):
-        for graphs in (True, False) if cuda and not compile else (cuda,):
-            for batch in (1, 2) if tiny else (1, 32):
-                denoise = for_inference(denoiser, device, torch.bfloat16, compile, graphs and None)
+    for way, options in SAMPLERS.items():
+        if not cuda and ("compiled" in way or "graphs" in options):
+            continue
+        denoise = for_inference(denoiser, device, torch.bfloat16, **options)
+        for batch in (1, 2) if tiny else (1, 32):
 
-                def run(denoise=denoise, batch=batch) -> object:
+            def numbers(denoise=denoise, batch=batch) -> dict:
+                def run() -> object:
                     return sample_objects(denoise, settings, range(batch), shape, 0, device=device)
 
+                begun = time.perf_counter()
+                run()
+                first = time.perf_counter() - begun
                 seconds = alternate({"": run}, 3, device)[""].wall
-                each = min(seconds) / batch
-                yield {"work": "sample", "how": how_it_runs(denoise), "batch": batch, "seconds per sample": each}
+                found = {"seconds per sample": min(seconds) / batch, "first, seconds": first}
+                network = getattr(denoise, "denoise", denoise).network
+                chosen = {choice: n for (objects, choice), n in choices(network).items() if objects == batch}
+                return found | {"execution": how_it_runs(denoise), "convolutions": chosen}
+
+            yield tried({"work": "sample", "how": way, "batch": batch}, numbers)
+    for batch in (1, 2) if tiny else (1, 32):
+        latents = torch.randn(batch, *shape, device=device, dtype=torch.bfloat16)
+        with torch.no_grad():
+            run = as_graph(lambda x=latents: decoder.g2(x)) if cuda else lambda x=latents: decoder.g2(x)
+            yield {"work": "decode", "batch": batch, **timed(run, device, tiny)}
 
 
 def training(device: torch.device, tiny: bool) -> Results:
-    """A step of stage 1 by parts, of the laptop and of the gpu profile."""
+    """A step of stage 1, of the laptop and of the gpu profile, as it is and as a graph, and its parts."""
     changes = dict(reconstruction=dict(perceptual_network="none"))
     for profile in ("smoke",) if tiny else ("laptop", "gpu"):
         config = experiment(profile, "furniture_chairs")
-        for quantity in stage1.breakdown(
-            device, config.replace(**changes) if tiny else config, repeats=2 if tiny else 7
-        ):
+        config = config.replace(**changes) if tiny else config
+        for recorded in (False, True):
+            graphs.GRAPHS = recorded
+            what = {"work": f"{profile} step of stage 1", "as a graph": recorded}
+            yield tried(what, lambda config=config: stage1_step(config, device, tiny))
+        graphs.GRAPHS = False  # parts are timed one by one
+        for quantity in stage1.breakdown(device, config, repeats=2 if tiny else 7):
             yield asdict(quantity)
+
+
+def stage1_step(config: Experiment, device: torch.device, tiny: bool) -> dict:
+    """Seconds of a step with its optimiser, on images of noise that come again and again."""
+    task = Reconstruction(config, noise_pictures(config, 32), device)
+
+    def step() -> None:
+        task.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        task.step(0)
+        task.optimizer.step()
+
+    step()
+    return {**timed(step, device, tiny), **task.execution()}
 
 
 def shards(device: torch.device, tiny: bool) -> Results:
@@ -136,35 +223,58 @@ def shards(device: torch.device, tiny: bool) -> Results:
 
 
 PYTHON = (sys.executable, "-m")
-TRAIN = (*PYTHON, "vader", "train", "furniture_chairs", "--profile", "gpu", "--device", "{device}")
-TEST = (*PYTHON, "pytest", "-m", "gpu", "-n", "0", "-q", "tests/rendering", "tests/diffusion")
+TEST = (*PYTHON, "pytest", "-m", "gpu", "-n", "0", "-q", "tests/rendering", "tests/diffusion", "tests/training")
+
+
+def train(data: str, *options: str) -> tuple[str, ...]:
+    """A training that pauses when its time is over and goes on when it is called again."""
+    return (*PYTHON, "vader", "train", data, *options, "--device", "{device}", "--max-seconds", "{seconds}")
+
+
+SMOKE = ("procedural_chairs", "--profile", "smoke", "--stage")
+GPU = ("--profile", "gpu")
+STAGE1, STAGE2 = (*GPU, "--stage", "autodecoder"), (*GPU, "--stage", "diffusion")
+# In the order of their value. What is under way when the time is over goes on at the next call, and is not done before.
 PHASES = {
     "machine": Phase(60, machine),
-    "tests": Phase(120, command=TEST),
-    "render": Phase(120, render),
-    "sampling": Phase(200, sampling),
+    "tests": Phase(120, command=TEST, tiny=(*TEST[:-3], "tests/diffusion/test_products.py")),
+    "render": Phase(90, render),
+    "sampling": Phase(180, sampling),
     "training": Phase(90, training),
     "shards": Phase(40, shards),
-    "stage1": Phase(540, command=(*TRAIN, "--stage", "autodecoder", "--max-seconds", "{seconds}")),
-    "stage2": Phase(540, command=(*TRAIN, "--stage", "diffusion", "--max-seconds", "{seconds}")),
+    "chairs": Phase(540, command=train("furniture_chairs", *STAGE1), tiny=train(*SMOKE, "autodecoder")),
+    "chairs, stage 2": Phase(540, command=train("furniture_chairs", *STAGE2), tiny=train(*SMOKE, "diffusion")),
+    "table": Phase(200, command=(*PYTHON, "vader", "report", "table1", *GPU, "-p", "data=furniture")),
     "benchmarks": Phase(200, command=(*PYTHON, "tests.benchmarks", "--device", "{device}")),
+    "tables": Phase(540, command=train("furniture_tables", *STAGE1)),
+    "tables, stage 2": Phase(540, command=train("furniture_tables", *STAGE2)),
+    "household": Phase(540, command=train("household", *STAGE1)),
+    "household, stage 2": Phase(540, command=train("household_text", *STAGE2)),
+    "heads": Phase(540, command=train("people_heads", "--profile", "laptop")),
 }
 RESERVE = 15  # seconds a phase leaves for what follows a run
-TINY = ("machine", "render", "sampling", "training", "shards")
+TINY = [name for name, phase in PHASES.items() if phase.work or phase.tiny]
 
 
 def run_phase(name: str, options: argparse.Namespace, left: float) -> bool:
     """Run a phase in a process of its own with what time there is; whether it ended well."""
-    phase, done = PHASES[name], options.out / f"{name}.done"
+    phase, done = PHASES[name], options.out / f"{file_name(name)}.done"
     limit = int(left if options.tiny else min(phase.seconds, left))  # a busy CPU may need minutes to start
     if phase.work:
         command = [*PYTHON, "tests.benchmarks.device", "--phase", name, "--device", options.device]
         command += ["--out", str(options.out), *(["--tiny"] if options.tiny else [])]
     else:
-        command = [part.format(device=options.device, seconds=max(1, limit - RESERVE)) for part in phase.command]
-    begun = time.monotonic()
-    with open(options.out / f"{name}.log", "ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        parts = phase.tiny if options.tiny else phase.command
+        command = [part.format(device=options.device, seconds=max(1, limit - RESERVE)) for part in parts]
+    begun, places = time.monotonic(), {}
+    if options.tiny:  # nothing of a rehearsal is taken for a result
+        places = {f"VADER_{name.upper()}": str(options.out.resolve() / name) for name in ("runs", "data")}
+    with open(options.out / f"{file_name(name)}.log", "ab") as log:
+        log.write(f"== {utc_now()} at most {limit} s: {' '.join(command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **places}
+        )
         try:
             status: int | str = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -177,6 +287,10 @@ def run_phase(name: str, options: argparse.Namespace, left: float) -> bool:
     if status == 0:
         done.touch()
     return status == 0
+
+
+def file_name(phase: str) -> str:
+    return phase.replace(", ", "-").replace(" ", "")
 
 
 def note(out: Path, result: dict) -> None:
@@ -203,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     begun, missing = time.monotonic(), []
     for name in options.only or (TINY if options.tiny else PHASES):
         left = options.seconds - (time.monotonic() - begun)
-        if (options.out / f"{name}.done").exists():
+        if (options.out / f"{file_name(name)}.done").exists():
             continue
         if left < (5 if options.tiny else 2 * RESERVE) or not run_phase(name, options, left):
             missing.append(name)

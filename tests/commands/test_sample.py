@@ -148,6 +148,14 @@ def test_a_prompt_for_a_model_that_takes_text(balls, tmp_path):
     assert entry["name"] == f"{TEXT_MODEL}-a-red-ball-guidance3-seed0-000"
 
 
+@pytest.mark.parametrize("prompt", [" ".join(["ball"] * 200), "красный шар", "赤いボール", "a ball, spaceships"])
+def test_odd_prompts_are_sampled_and_kept_whole(balls, tmp_path, prompt):
+    """Two hundred words, other scripts, and a category that no caption has."""
+    assert run(TEXT_MODEL, "--prompt", prompt, "--count", "1", "--out", "a") == 0
+    [entry] = listed(tmp_path / "a")["objects"]
+    assert entry["prompt"] == prompt and len(entry["name"]) < 100 and entry["name"].isascii()
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
@@ -159,6 +167,8 @@ def test_a_prompt_for_a_model_that_takes_text(balls, tmp_path):
         ([MODEL, "--guidance", "3"], "procedural_chairs takes no text, but there is guidance 3.0"),
         ([TEXT_MODEL], "procedural_chairs_text takes text, but prompt is None, expected a text"),
         ([TEXT_MODEL, "--guidance", "2"], "procedural_chairs_text takes text"),
+        ([TEXT_MODEL, "--prompt", ""], "procedural_chairs_text takes text, but prompt is '', expected a text"),
+        ([TEXT_MODEL, "--prompt", "a", "--guidance", "nan"], "guidance is nan, expected a finite number"),
         ([TEXT_MODEL, "--prompt", "a", "--reconstruct", "ball-1"], "there is a prompt, but no objects to sample"),
         ([MODEL, "--count", "0"], "count is 0, expected at least 1"),
         ([MODEL, "--count", "-3"], "count is -3, expected at least 1"),

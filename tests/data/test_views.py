@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -54,6 +56,13 @@ def test_held_out_views_and_objects_are_never_drawn(data):
     assert views.num_views == 6 and len(data[0]) == 8
     assert views.keys == [f"ball-{i}" for i in range(5)]
     assert {int(v) for _ in range(20) for v in draw_views(5, views.num_views, 2).flatten()} == set(range(6))
+
+
+def test_views_of_another_size_are_refused_by_name(data):
+    wrong = data[3]
+    small = dataclasses.replace(wrong, images=wrong.images[:, :12], masks=wrong.masks[:, :12])
+    with pytest.raises(DataError, match="balls: ball-3 has 8 views of 12 x 16 pixels, expected at least 6 of 16 x 16"):
+        MemoryViews(dataclasses.replace(data, sequences=(data[0], small, data[1])))
 
 
 def test_a_set_without_training_objects_is_refused(data):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from vader.report import read_reports
+from vader.report.ledger.causes import unmeasured
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "reports" / "departures.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^\*\*(.+?)\*\* \((.+?)\)\. (.*)$", TEXT, re.MULTILINE)
@@ -38,3 +41,18 @@ def test_what_it_names_exists():
     files = {"filter.json", "vader/baselines/"}
     others = {"paper", "PAPER", "PAPER_TEXT", "code", "InversionConfig", "fully_shard"}
     assert set(re.findall(r"`([^`]+)`", TEXT)) <= SETTINGS | notebooks | files | others
+
+
+# Numbers in entries that name a notebook, but of the text, the settings, or sums of the notebook's rows.
+NOT_OF_A_ROW = {
+    "Up-sampling and its convolution": {"27", "217", "256"},  # taps; G1 and G2 together
+    "Multipliers of Eq. 11": {"2,000"},
+    "Scale of normalised features": {"0.7413"},
+}
+
+
+@pytest.mark.parametrize("name, body", [(name, body) for name, _, body in ENTRIES if re.search(r"\(`\w+`\)", body)])
+def test_numbers_of_an_entry_are_those_of_the_reports_that_it_names(name, body):
+    named = set(re.findall(r"`([^`]+)`", body))
+    reports = [r for r in read_reports(ROOT / "reports") if r["notebook"].partition("-")[0] in named]
+    assert not reports or set(unmeasured(body, *reports)) <= NOT_OF_A_ROW.get(name, set())

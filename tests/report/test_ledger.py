@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def test_a_drawing_puts_the_numbers_in_their_order():
 def test_margins_and_the_papers_numbers():
     assert margin("negligible impact on quality (0.5 dB)") == margin("is within 0.5 dB of a dense table") == 0.5
     assert margin("COV is within 5 % of that of DiffRF") == 0
+    factor = margin("as new as unseen real ones, within a factor of 1.25")
+    assert factor == pytest.approx(math.log(1.25))
+    [ratio] = intervals("1.02 times as far (95 % interval 0.96 to 1.10), all of it between 0.8 and 1.25")
+    picture = drawing(ratio, "holds", factor)
+    assert "no difference, within a factor of 1.25 at 1" in picture and 'class="band"' in picture
     assert stated("table1.chairs.ours_beats_diffrf") == "FID 11.28 for Ours, 15.95 for DiffRF"
     assert stated("table4.tables.cov_against_eg3d") == "COV 60.25 for Ours, 48.15 for EG3D"
     assert stated("table2.depth.psnr") == "PSNR 27.335 with it, 27.24 without"

@@ -23,6 +23,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from vader.report import notebook as module
+from vader.report import read_reports
+from vader.report.ledger.causes import unmeasured
 from vader.report.notebook import ParameterError, check_parameters, machine_paths, parameters_of, parse_value
 
 from .pages import asked_for, faults_of_page
@@ -66,6 +68,17 @@ def test_a_notebook_holds_outputs_to_compare_with_and_nothing_of_one_machine(fil
     before = nbformat.writes(notebook)
     module.strip(notebook)
     assert nbformat.writes(notebook) == before, f"vader report refresh {file.stem} renews it"
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
+def test_what_a_notebook_says_that_the_paper_claims_are_numbers_of_its_tables(name):
+    text = "\n\n".join(c.source for c in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4).cells)
+    stated = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("**The paper claims**")]
+    reports = [r for r in read_reports(ROOT / "reports") if r["notebook"].partition("-")[0] == name]
+    rows = [row for report in reports for row in report["rows"] if row["source"] == "paper"]
+    assert len(stated) == 1 and rows
+    assert set(unmeasured(stated[0], {"rows": rows, "claims": []})) <= {"0.16"}, "a difference of two rows of Table 2"
+    assert unmeasured("an FID of 11.29", {"rows": rows, "claims": []}) == ["11.29"]
 
 
 def test_what_a_notebook_begins_with_is_checked_and_named():

@@ -18,6 +18,7 @@ from vader.report import (
     Report,
     ReportError,
     decide,
+    decide_equal,
     decide_ratio,
     frame,
     load,
@@ -435,3 +436,34 @@ def test_claims_together_are_those_one_by_one(capsys):
     together.claim_each({"a": ("A", "Tab. 1", ("holds", "1 against 2"))}, "balls, profile smoke")
     single.claim("figure2.a", "A", where="Tab. 1", verdict="holds", evidence="1 against 2; balls, profile smoke")
     assert together.claims == single.claims and capsys.readouterr().out == "a: holds; 1 against 2\n"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict", "said"),
+    [
+        ((1.02, 0.96, 1.10), "holds", "all of it between 0.8 and 1.25"),
+        ((0.61, 0.32, 0.78), "fails", "all of it below 0.8"),
+        ((16.7, 7.3, 24.6), "fails", "all of it above 1.25"),
+        ((1.13, 1.06, 1.42), "inconclusive", "it reaches across 1.25"),
+        ((0.9, 0.7, 1.0), "inconclusive", "it reaches across 0.8"),
+        ((1.09, 0.48, 2.26), "inconclusive", "it reaches across 0.8 and 1.25"),
+        ((0.0, 0.0, 0.0), "fails", "all of it below 0.8"),
+    ],
+)
+def test_equality_is_bounded_from_both_sides(ratio, verdict, said):
+    assert decide_equal(*ratio) == (verdict, said)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(1.01, 100))
+def test_equality_and_its_failures_exclude_each_other_and_mirror(low, high, within):
+    low, high = min(low, high), max(low, high)
+    verdict, said = decide_equal(low, low, high, within)
+    assert (verdict == "holds") == (1 / within <= low and high <= within)
+    assert (verdict == "fails") == (high < 1 / within or low > within)
+    assert ("below" in said or "above" in said) == (verdict == "fails")
+
+
+def test_equality_without_numbers_is_refused():
+    for numbers in ((1, 2, 1), (math.nan, 0, 1), (1, 0, math.inf), (1, 0.9, 1.1, 1.0)):
+        with pytest.raises(ReportError, match="expected finite low <= high and a factor above 1"):
+            decide_equal(*numbers)

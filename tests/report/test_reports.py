@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from vader.data.prepared import data_digest
 from vader.data.sets import procedural
 from vader.report import read_reports
 from vader.report.claims import claims_page, collect_claims
+from vader.report.ledger.causes import check, read_causes
 from vader.report.page import STYLE
 from vader.report.readme import END, START, excerpt
 from vader.settings.profiles import experiment
@@ -137,9 +139,13 @@ def test_a_run_of_other_settings_is_not_taken_for_one_that_a_command_trains(monk
 def test_the_ledger_of_claims_is_that_of_the_reports():
     if not FILES and not (REPORTS / "claims.json").exists():
         pytest.skip("no report is committed yet")
-    ledger = collect_claims(read_reports(REPORTS))
+    ledger = collect_claims(read_reports(REPORTS), read_causes(REPORTS))
     assert json.loads(json.dumps(ledger)) == read_json(REPORTS / "claims.json"), "vader report claims renews it"
     assert (REPORTS / "claims.html").read_text(encoding="utf-8") == claims_page(ledger)
+
+
+def test_every_failing_claim_has_a_likelier_cause_in_a_sentence_of_measured_numbers():
+    assert check(read_reports(REPORTS), read_causes(REPORTS)) == []
 
 
 def test_the_pages_style_is_the_packages_and_the_ledger_asks_for_nothing_else():
@@ -173,6 +179,50 @@ def test_a_reference_run_is_whole_and_says_where_it_comes_from(folder):
     assert run.record["seconds"] > 0 and run.record["device"]
     assert run.record["curves"] or "table.safetensors" in run.files, "a sweep's table has none of its own"
     assert all(session["commit"] and session["versions"] for session in run.record["sessions"])
+
+
+# What was made from a tree with uncommitted changes, so that no commit has its code. Made anew, it leaves this list.
+UNCOMMITTED = {
+    "benchmarks.nvidia-h100-80gb-hbm3.json",
+    "budget-furniture_tables-laptop.json",
+    "figure3.laptop.json",
+    "figure6-puppets.laptop.json",
+    "figure9.laptop.json",
+    "parts-puppets_waving.laptop.json",
+    "text_to_3d.laptop.json",
+    "furniture_chairs-diffusion-3faf2f9cb512",
+    "furniture_chairs-eg3d-5bdc7bcc4235",
+    "furniture_tables-autodecoder-bdd3907fc907",
+    "household-autodecoder-f7e3608d721c",
+    "puppets-autodecoder-c84aed9fef02",
+}
+GONE = {"figure7-furniture.laptop.json"}  # its commit was never pushed
+
+
+def commits() -> dict[str, set[str]]:
+    """{report or run: the commits that it names}."""
+    found = {}
+    for file in [*FILES, *REPORTS.glob("benchmarks.*.json"), *REPORTS.glob("budget-*.json")]:
+        report = read_json(file)
+        found[file.name] = {report.get("commit") or report["environment"]["commit"]}
+    return found | {run.name: {s["commit"] for s in open_run(run).record["sessions"]} for run in RUNS}
+
+
+def test_what_was_made_from_uncommitted_changes_is_known():
+    found = {name for name, named in commits().items() if any(commit.endswith("+") for commit in named)}
+    assert found == UNCOMMITTED, "commit first and make it anew, or say so here"
+
+
+def test_every_commit_that_is_named_exists():
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", "-C", str(REPORTS.parent), *words], capture_output=True, text=True)
+        return found.stdout.strip() if found.returncode == 0 else ""
+
+    if git("rev-parse", "--is-shallow-repository") != "false" or git("rev-parse", "--show-prefix"):
+        pytest.skip("this is no clone with its history")
+    history = set(git("rev-list", "HEAD").split())
+    missing = {name for name, named in commits().items() if {c.removesuffix("+") for c in named} - history}
+    assert missing == GONE
 
 
 def test_reference_runs_are_small():

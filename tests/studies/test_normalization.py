@@ -14,8 +14,8 @@ from vader.diffusion.normalization import NORMALIZED_IQR, RobustStatistics
 from vader.settings.checks import ConfigError
 from vader.stages import autodecoder_run
 from vader.store.runs import Run
-from vader.studies import normalization as module
-from vader.studies.normalization import BulkTest, Curve, NormalizationStudy, plant_tail
+from vader.studies.normalization import study as module
+from vader.studies.normalization.study import BulkTest, Curve, NormalizationStudy, plant_tail
 
 STUDY = NormalizationStudy(latents_seen=8, tails=(50.0,), seeds=(0, 1), points=2)
 

@@ -81,8 +81,17 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, *grid = x.shape
         q, k, v = self.qkv(self.norm(x)).flatten(2).mT.unsqueeze(1).chunk(3, dim=-1)  # (b, 1, cells, c)
-        attended = F.scaled_dot_product_attention(q, k, v)  # scale c^-1/2
-        return x + self.out(attended.squeeze(1).mT.reshape(b, c, *grid))
+        return x + self.out(attend(q, k, v).squeeze(1).mT.reshape(b, c, *grid))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (b, 1, cells, c), scaled by c^-1/2.
+
+    On a CPU two products in bfloat16 take 0.4 times as long, for 512 cells forward and backward, as the fused kernel.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def upsample(x: Tensor, mode: str = "nearest") -> Tensor:
@@ -132,7 +141,7 @@ class Decoder(nn.Module):
             x = stage(x)
         return x
 
-    def g2(self, features: Tensor, density_noise: float = 0.0) -> Tensor:
+    def g2(self, features: Tensor, density_noise: float | Tensor = 0.0) -> Tensor:
         """Latent features (b, c, r, r, r) -> volume (b, 1 + 3 (+ lbs), S, S, S), float32.
 
         density_noise: standard deviation of Gaussian noise on the raw density (training, [63]).
@@ -145,7 +154,7 @@ class Decoder(nn.Module):
             x = stage(x)
         raw = self.head(self.norm(x)).float()
         density, colour, skinning = raw[:, :1], raw[:, 1:4], self.config.lbs_scale * (raw[:, 4:] + coarse)
-        if density_noise > 0:
+        if isinstance(density_noise, Tensor) or density_noise > 0:
             density = density + density_noise * torch.randn_like(density)
         activation = F.softplus if self.config.density_activation == "softplus" else F.relu
         density = self.config.density_scale * activation(density)
@@ -153,5 +162,5 @@ class Decoder(nn.Module):
             colour = colour.sigmoid()
         return torch.cat([density, colour, skinning], dim=1)
 
-    def forward(self, embedding: Tensor, density_noise: float = 0.0) -> Tensor:
+    def forward(self, embedding: Tensor, density_noise: float | Tensor = 0.0) -> Tensor:
         return self.g2(self.g1(embedding), density_noise)

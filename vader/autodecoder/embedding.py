@@ -100,7 +100,8 @@ class HashEmbedding(nn.Module):
 
         Raises IndexError for an index outside of [0, num_objects): the hash itself would take any.
         """
-        if objects.numel() and not 0 <= objects.min() <= objects.max() < self.num_objects:
+        recording = torch.cuda.is_current_stream_capturing()  # then nothing can be read back
+        if objects.numel() and not recording and not 0 <= objects.min() <= objects.max() < self.num_objects:
             raise IndexError(
                 f"object indices from {int(objects.min())} to {int(objects.max())}, "
                 f"expected 0 to {self.num_objects - 1}"

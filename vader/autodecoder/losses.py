@@ -11,6 +11,7 @@ from ..store.weights import vgg_features, vgg_relu_indices
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Drawn = tuple[Tensor, list[list[Tensor]]]  # indices of images, and their features by scale and layer
 
 
 def downsample(images: Tensor, scale: float) -> Tensor:
@@ -37,10 +38,12 @@ class PyramidalPerceptualLoss(nn.Module):
         dtype: precision of the network. Distances are taken in float32.
 
     Features of target images that have a name are kept, as long as they fit into `room` bytes (0: none are): an image
-    that training comes back to is not put through the network again.
+    that training comes back to is not put through the network again. On a CPU the last bits of an image's features
+    depend on how many are put through together: `together` computes all images of a call, or none, so that a training
+    that goes on without what was kept goes on with the same bits.
     """
 
-    room = 0
+    room, together = 0, True
 
     def __init__(
         self,
@@ -71,9 +74,13 @@ class PyramidalPerceptualLoss(nn.Module):
 
     def forward(self, rendered: Tensor, target: Tensor, names: list[int] | None = None) -> Tensor:
         """rendered, target: (n, h, w, 3) in [0, 1] -> scalar. names: a number of each target by which it is known."""
-        rendered, target = rendered.movedim(-1, 1), target.movedim(-1, 1)
+        return self.distance(rendered, self.targets(target.movedim(-1, 1), names))
+
+    def distance(self, rendered: Tensor, targets: list[list[Tensor]]) -> Tensor:
+        """Of pictures (n, h, w, 3) from those with these features (`targets`)."""
+        rendered = rendered.movedim(-1, 1)
         loss = rendered.new_zeros(())
-        for scale, wanted in zip(self.scales, self.targets(target, names), strict=True):
+        for scale, wanted in zip(self.scales, targets, strict=True):
             got = self.extract(downsample(rendered, scale))
             loss = loss + sum((g.float() - w.float()).abs().mean() for g, w in zip(got, wanted, strict=True))
         return loss
@@ -84,11 +91,13 @@ class PyramidalPerceptualLoss(nn.Module):
         if names is None or not self.room:
             return [self.extract(downsample(images, scale)) for scale in self.scales]
         new = [k for k, name in enumerate(names) if name not in self.kept]
+        if new and self.together:
+            new = list(range(len(names)))
         found = [self.extract(downsample(images[new], scale)) for scale in self.scales] if new else []
         rows = {k: [[x[i : i + 1] for x in taps] for taps in found] for i, k in enumerate(new)}
         for k, features in rows.items():
             size = sum(x[0].numel() * x.element_size() for taps in features for x in taps)
-            if size <= self.room:
+            if size <= self.room and names[k] not in self.kept:
                 self.room -= size
                 self.kept[names[k]] = [[x.clone() for x in taps] for taps in features]  # not a view of all images
         each = [rows[k] if k in rows else self.kept[name] for k, name in enumerate(names)]
@@ -124,18 +133,27 @@ def image_losses(
     target: Tensor,
     mask: Tensor,
     names: Tensor | None = None,
+    drawn: Drawn | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms that renderings are compared with images by: 'foreground', 'pixels', 'perceptual'.
 
     colour, target: (n, h, w, 3), occupancy, mask: (n, h, w), all in [0, 1]. The perceptual term is that of
     `perceptual_images` of them, drawn from the current random stream. names: (n,) on the CPU, a number of each image
-    by which training knows it again.
+    by which training knows it again. drawn: what `draw_perceptual` drew before.
     """
     losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy, mask)}
     if settings.pixel_weight:
         losses["pixels"] = settings.pixel_weight * pyramid_l1(colour, target, settings.pyramid_scales)
     if perceptual is not None:
-        drawn = torch.randperm(len(colour))[: settings.perceptual_images]
-        known, chosen = None if names is None else names[drawn].tolist(), drawn.to(colour.device)
-        losses["perceptual"] = settings.perceptual_weight * perceptual(colour[chosen], target[chosen], known)
+        chosen, wanted = drawn or draw_perceptual(settings, perceptual, target, names)
+        losses["perceptual"] = settings.perceptual_weight * perceptual.distance(colour[chosen], wanted)
     return losses
+
+
+def draw_perceptual(
+    settings: ReconstructionConfig, perceptual: PyramidalPerceptualLoss, target: Tensor, names: Tensor | None
+) -> Drawn:
+    """Images (n, h, w, 3) for the perceptual term, from the current random stream: which, and their features."""
+    drawn = torch.randperm(len(target))[: settings.perceptual_images]
+    known, chosen = None if names is None else names[drawn].tolist(), drawn.to(target.device)
+    return chosen, perceptual.targets(target[chosen].movedim(-1, 1), known)

@@ -11,19 +11,21 @@ from torch import Tensor, nn
 
 from ..data import SequenceSet
 from ..data.views import Batch, draw_views, training_views
-from ..rendering.fused import fused_backend
+from ..rendering.backends import how_it_renders
 from ..rendering.render import render_images
 from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..store.files import load_weights, save_weights
+from ..store.provenance import available_memory
 from ..store.runs import Run
 from ..training.distributed import ALONE, Ranks, stream_seed
+from ..training.graphs import graphed, how_it_steps
 from ..training.sharding import whole
 from .decoder import Decoder
 from .embedding import PartitionedEmbedding, make_embedding
-from .losses import image_losses, perceptual_loss
+from .losses import draw_perceptual, image_losses, perceptual_loss
 
-FEATURES_SHARE = 0.4  # of a GPU's free memory, for the features of training images
+FEATURES_SHARE = {"cuda": 0.4, "cpu": 0.2}  # of a device's free memory, for the features of training images
 
 
 class Autodecoder(nn.Module):
@@ -35,7 +37,7 @@ class Autodecoder(nn.Module):
         self.embedding = embedding or make_embedding(config.autodecoder, num_objects)
         self.decoder = Decoder(config.autodecoder)
 
-    def forward(self, objects: Tensor, density_noise: float = 0.0) -> Tensor:
+    def forward(self, objects: Tensor, density_noise: float | Tensor = 0.0) -> Tensor:
         """Object indices (b,) -> volumes (b, 1 + 3 (+ lbs), S, S, S)."""
         return self.decoder(self.embedding(objects), density_noise)
 
@@ -133,8 +135,9 @@ class Reconstruction:
         self.model = Autodecoder(config, len(self.keys), part).to(device).to(memory_format=torch.channels_last_3d)
         self.model.train()
         self.perceptual = perceptual_loss(settings, device)
-        if self.perceptual is not None and device.type == "cuda":
-            self.perceptual.room = int(FEATURES_SHARE * torch.cuda.mem_get_info(device)[0])
+        if self.perceptual is not None:
+            self.perceptual.together = device.type == "cpu"  # elsewhere bits vary from run to run anyway
+            self.perceptual.room = int(FEATURES_SHARE.get(device.type, 0) * (available_memory(device) or 0))
         self.parallel = ranks.wrap(self.model if part is None else self.model.decoder)
         decoder, table = self.model.decoder.parameters(), self.model.embedding.parameters()
         groups = [
@@ -157,6 +160,9 @@ class Reconstruction:
             self.rows = None if part is None else OwnedRows(part, rows)
         else:
             self.optimizer, self.rows = torch.optim.Adam(groups, betas=settings.betas, fused=True), None
+        self.why_eager = "several ranks" if ranks.size > 1 else "its own rows" if self.rows else ""
+        self.why_eager = "sparse gradients" if sparse else self.why_eager
+        self.graphed = graphed(self._losses, self.model, device, self.why_eager)
 
     def _own_part(self) -> PartitionedEmbedding | None:
         """This rank's part of a partitioned library; None where every rank has all of it."""
@@ -207,19 +213,48 @@ class Reconstruction:
     def losses(self, batch: Batch, clock: int, names: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted losses of a microbatch, and 'loss', their sum. names: (b * v,), a number of each image."""
         settings = self.microbatch
-        target, mask = batch.images.float() / 255, batch.masks.float() / 255
         noise = settings.density_noise * max(0.0, 1 - clock / max(1, settings.density_noise_images))
-        stratified_seed = int(torch.randint(2**31, ()))
+        seed = int(torch.randint(2**31, ()))
+        inputs = (batch.objects, batch.images, batch.masks, batch.world_to_camera, batch.intrinsics)
+        if self.graphed is None:
+            return self._losses(*inputs, noise, seed, names)
+        # what the host draws and looks up comes before the graph, and goes in as tensors
+        numbers = torch.tensor(noise, device=self.device), torch.tensor(seed, device=self.device)
+        features: list[Tensor] = []
+        if self.perceptual is not None:
+            pixels = batch.images.flatten(0, 1).float() / 255
+            chosen, wanted = draw_perceptual(settings, self.perceptual, pixels, names)
+            features = [chosen, *(tap for scale in wanted for tap in scale)]
+            self.taps = [len(scale) for scale in wanted]
+        return self.graphed(*inputs, *numbers, None, *features)
+
+    def _losses(self, objects: Tensor, images: Tensor, masks: Tensor, world_to_camera: Tensor, intrinsics: Tensor,
+                noise: float | Tensor, seed: int | Tensor, names: Tensor | None,
+                *features: Tensor) -> dict[str, Tensor]:  # fmt: skip
+        """`losses` of the tensors of a batch. features: what `draw_perceptual` drew, if it did, in a row."""
+        settings, drawn = self.microbatch, None
+        if features:
+            taps = iter(features[1:])
+            drawn = features[0], [[next(taps) for _ in range(count)] for count in self.taps]
+        batch = Batch(objects, images, masks, world_to_camera, intrinsics)
+        target, mask = images.float() / 255, masks.float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            source = batch.objects if self.rows is None else self.model.embedding(batch.objects)
+            source = objects if self.rows is None else self.model.embedding(objects)
             volume = self.parallel(source, noise)
         rectified = self.config.autodecoder.density_activation == "relu"
         colour, occupancy, _ = render_images(
-            volume, batch.cameras, settings.num_samples, stratified_seed=stratified_seed, rectified=rectified
+            volume, batch.cameras, settings.num_samples, stratified_seed=seed, rectified=rectified
         )
-        images = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
-        losses = image_losses(settings, self.perceptual, *images, names)
+        pictures = (x.flatten(0, 1) for x in (colour, occupancy, target, mask))
+        losses = image_losses(settings, self.perceptual, *pictures, names, drawn)
         return {"loss": sum(losses.values()), **losses}
+
+    def execution(self) -> dict[str, str]:
+        """How steps and pictures are computed here, for the record of a session."""
+        return {
+            "step": how_it_steps(self.graphed, self.device, self.why_eager),
+            "renderer": how_it_renders(self.device),
+        }
 
     def batch(self, clock: int) -> list[str]:
         """Keys of the objects that this rank draws at this clock, from the step's random stream."""
@@ -246,7 +281,7 @@ class Reconstruction:
         return {
             "objects": list(self.keys),
             "perceptual_network": self.settings.perceptual_network,
-            "renderer": fused_backend(self.device) or "reference",
+            "renderer": how_it_renders(self.device),
             "parameters": decoder + table,
         }
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import SequenceSet
-from ..rendering.fused import fused_backend
+from ..rendering.backends import how_it_renders
 from ..rendering.render import render_rays
 from ..settings.diffrf import CHANNELS, FieldsConfig
 from ..store import runs
@@ -163,7 +163,7 @@ class FieldFitting:
 
     def facts(self) -> dict[str, Any]:
         """Facts that the run's record keeps beside the usual ones."""
-        return {"objects": self.rays.keys, "renderer": fused_backend(self.device) or "reference"}
+        return {"objects": self.rays.keys, "renderer": how_it_renders(self.device)}
 
     def save(self, work: Path) -> None:
         fields = self.fields.weight.detach().view(-1, *self.config.shape)

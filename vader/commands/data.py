@@ -34,6 +34,7 @@ from ..settings.profiles import DOWNLOADED, experiment
 from ..store.files import write_file
 
 DRAWN = 4  # objects on the picture of the check
+SHOWN = 12  # clips in a message
 
 
 def contact_sheet(data: SequenceSet, columns: int = 12) -> Tensor:
@@ -66,6 +67,15 @@ def _part(given: argparse.Namespace) -> Part | Join | None:
     require(not (given.part and given.join), "--part prepares a part and --join joins all, expected one of them")
     require(given.objects_per_shard is not None, "--part and --join are for sets of shards, with --objects-per-shard")
     return Join() if given.join else Part.parse(given.part)
+
+
+def _say_cut(data: SequenceSet) -> None:
+    """Clips of which fewer frames could be decoded than their containers declare."""
+    found = {item.key: item.attributes["frames"] for item in data if "frames" in item.attributes}
+    for key, frames in list(found.items())[:SHOWN]:
+        print(f"warning: clip {key}: {frames['decoded']} of the {frames['declared']} frames it declares were decoded")
+    if len(found) > SHOWN:
+        print(f"  and {len(found) - SHOWN} more clips")
 
 
 def _prepared(given: argparse.Namespace) -> SequenceSet | ShardedSet | PartOfSet:
@@ -183,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     for item in data if given.own_name or given.name in DOWNLOADED else ():
         if lacking := item.attributes.get("missing_textures"):
             print(f"object {item.key!r} is drawn without {', '.join(map(repr, lacking))}: no such texture is there")
+    _say_cut(data)
     if given.own_name and not isinstance(data[0], Video):
         _check(data, given.check)
     if said := beside_embedded(data):

@@ -62,6 +62,8 @@ def _say(outcome: Outcome, objects: int, folder: Path) -> None:
         f"{folder}: {objects} objects: masks of {outcome.written} pictures made, {outcome.given} came with the data, "
         f"{outcome.missed} pictures without a detection ({folder / REPORT})"
     )
+    if outcome.black:
+        print(f"nothing was found in {outcome.black} frames of clips, whose masks are black")
     if outcome.undetected:
         _list(f"{len(outcome.undetected)} objects were found in none of their pictures", outcome.undetected)
     if outcome.faults:

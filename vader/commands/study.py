@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from ..data import prepare
+from ..data.sets.own import experiment_named
+from ..settings.checks import require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
@@ -20,6 +22,8 @@ STUDIES = {
     "hashing": "dense and hash embeddings, three seeds each",
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
+    "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
+    "limits": "reconstructions with one part after the other replaced by the truth",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--profile", default="laptop", help="size of the experiments (default: %(default)s)")
     parser.add_argument(
-        "--data", help=f"data set, for foreground ({', '.join(VIDEO_SETS)}) and budget (any of Table 1)"
+        "--data", help=f"data set, for foreground ({', '.join(VIDEO_SETS)}), budget (any of Table 1) and limits (any)"
     )
     parser.add_argument("--seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
@@ -48,14 +52,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
     from ..studies import budget, foreground, hashing, power, sweep
+    from ..studies.normalization import tails
 
     if options.study == "power":
         return [str(power.write(options.profile))]
+    if options.study == "tails":
+        require(
+            options.profile in tails.STUDIES, f"profile is {options.profile!r}, expected one of {set(tails.STUDIES)}"
+        )
+        config = experiment(options.profile, options.data or "procedural_chairs").replace(seed=options.seed)
+        return [str(tails.write(config, options.profile, options.device))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":
             resolve(network)  # timing stage 1 needs it, whatever is trained already
         return budget.lines(budget.measure_and_write(config, prepare(config.data)))
+    if options.study == "limits":
+        from ..studies.many_kinds import limits
+
+        config = experiment_named(options.profile, options.data or "household").replace(seed=options.seed)
+        return limits.lines(limits.measure_and_write(config, prepare(config.data)))
     if options.study == "foreground":
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":

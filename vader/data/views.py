@@ -63,7 +63,8 @@ def draw_views(objects: int, num_views: int, count: int) -> Tensor:
 class MemoryViews:
     """`Views` of the training objects of a prepared set, all kept on `device`; partition j has the objects k mod P = j.
 
-    A step's objects come from the current random stream, whatever its number. Raises DataError where there are none.
+    A step's objects come from the current random stream, whatever its number. Raises DataError where there are none,
+    and for views of different sizes.
     """
 
     def __init__(self, data: SequenceSet, device: torch.device | str = "cpu") -> None:
@@ -72,6 +73,13 @@ class MemoryViews:
             raise DataError(f"data set {data.name}: has no training objects, expected at least one")
         self.name, self.num_views, self.device = data.name, data.train_views, device
         self.keys = [s.key for s in objects]
+        for s in objects:
+            if s.images.shape[1:] != objects[0].images.shape[1:] or len(s.images) < self.num_views:
+                (n, *size), expected = s.images.shape[:3], objects[0].images.shape[1:3]
+                raise DataError(
+                    f"data set {data.name}: {s.key} has {n} views of {size[0]} x {size[1]} pixels, expected at least "
+                    f"{self.num_views} of {expected[0]} x {expected[1]} as of {self.keys[0]}; prepare all objects alike"
+                )
         seen = slice(0, self.num_views)
         cameras = [s.cameras for s in objects]
         self.images = torch.stack([s.images[seen] for s in objects]).to(device)  # (objects, v, h, w, 3)

@@ -15,6 +15,7 @@ from ..settings.experiment import Experiment
 from ..store.files import load_weights, plain, read_weights, save_weights
 from ..store.runs import Run
 from ..training.distributed import ALONE, Ranks
+from ..training.graphs import graphed, how_it_steps
 from ..training.sharding import shard, whole
 from . import latents
 from .edm import Denoiser, corrupted_loss, corruption, drop_condition
@@ -85,6 +86,9 @@ class Denoising:
             self.denoiser.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
         )
 
+        self.why_eager = "several ranks" if ranks.size > 1 else ""
+        self.graphed = graphed(self._losses, self.denoiser, device, self.why_eager)
+
     def features(self, autodecoder_run: Run) -> Tensor | StoredLatents:
         """Latents that are normalised and learned, (n, c, r, r, r): in memory or, if too large, in a file."""
         autodecoder = load_autodecoder(autodecoder_run, self.config, self.device)
@@ -115,11 +119,22 @@ class Denoising:
         def losses(j: int) -> dict[str, Tensor]:
             mine, sigma, noise = (x.chunk(parts)[j] for x in drawn)
             condition = None if context is None else context.chunk(parts)[j]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                loss = corrupted_loss(self.parallel, settings.sigma_data, self.latents[mine], sigma, noise, condition)
-            return {"loss": loss.mean()}
+            return (self.graphed or self._losses)(self.latents[mine], sigma, noise, condition)
 
         return self.ranks.accumulate(self.parallel, parts, self.seed, clock, losses)
+
+    def _losses(self, latents: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            loss = self.loss(latents, sigma, noise, condition)
+        return {"loss": loss.mean()}
+
+    def loss(self, latents: Tensor, sigma: Tensor, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """The loss of each of these latents, (b,), under this corruption."""
+        return corrupted_loss(self.parallel, self.settings.sigma_data, latents, sigma, noise, condition)
+
+    def execution(self) -> dict[str, str]:
+        """How steps are computed here, for the record of a session."""
+        return {"step": how_it_steps(self.graphed, self.device, self.why_eager)}
 
     def choose(self, generator: torch.Generator) -> Tensor:
         """The latents of a step, (batch_size,) int64."""

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..settings.checks import require
+from ..training.graphs import Recordings, cuda_graph
 from .edm import Denoise, Denoiser
-
-
-def cuda_graph(function: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> tuple[Callable[[], None], Tensor]:
-    """Record a function of these tensors as a CUDA graph: what replays it, and its result, which a replay renews."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose their kernels and workspaces before the recording
-        for _ in range(2):
-            function(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = function(*inputs)
-    return graph.replay, output
+from .products import measure_convolutions
 
 
 class GraphedDenoiser:
@@ -35,8 +23,7 @@ class GraphedDenoiser:
     """
 
     def __init__(self, denoise: Denoiser, record: Callable = cuda_graph) -> None:
-        self.denoise, self.record = denoise, record
-        self.recorded: dict[Any, tuple[Callable[[], None], list[Tensor | None], Tensor]] = {}
+        self.denoise, self.recorded = denoise, Recordings(record)
 
     @property
     def execution(self) -> str:
@@ -48,16 +35,7 @@ class GraphedDenoiser:
 
     def replay(self, name: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """function(*inputs), recorded under this name at the first call with these shapes and replayed from then on."""
-        key = (name, *(None if x is None else (x.shape, x.dtype) for x in inputs))
-        if key not in self.recorded:
-            held = [None if x is None else x.clone() for x in inputs]
-            self.recorded[key] = (*self.record(function, held), held)
-        replay, output, held = self.recorded[key]
-        for mine, given in zip(held, inputs, strict=True):
-            if given is not None:
-                mine.copy_(given)
-        replay()
-        return output.clone()
+        return self.recorded.replay(name, function, *inputs).clone()
 
 
 def for_inference(
@@ -66,17 +44,23 @@ def for_inference(
     dtype: torch.dtype = torch.bfloat16,
     compile: bool = False,
     graphs: bool | None = None,
+    products: bool = False,
 ) -> Denoise:
     """A frozen copy of a denoiser to sample with: network in `dtype` and channels last, state as the caller's x.
 
     On CUDA samplings are replayed as graphs unless `graphs` is False; `compile` fuses the network first. Where that
-    fails the network runs as it is, and the copy's `execution` says so.
+    fails the network runs as it is, and the copy's `execution` says so. `products` measures of each convolution whether
+    it is faster as a matrix product (`products`); it is off until that has been shown on a device.
     """
     cuda = torch.device(device).type == "cuda"
     require(cuda or not (compile or graphs), f"compile and graphs need a CUDA device, got {device}")
+    require(not (compile and products), "products are measured of a network that is not compiled, expected one of them")
     denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
     denoiser.network.to(device=device, dtype=dtype, memory_format=torch.channels_last_3d)
     denoiser.network.execution = compiled(denoiser.network) if compile else "not compiled"
+    if products:
+        measure_convolutions(denoiser.network)
+        denoiser.network.execution = "not compiled, convolutions as measured"
     if not cuda or graphs is False:
         return denoiser
     torch.backends.cudnn.benchmark = True  # shapes stay the same, and are many times the same

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..data.shards import Keys, ShardedSet
 from ..settings.checks import require
 from ..settings.diffusion import PACKAGED_ENCODER, TextConfig
 from ..store.files import canonical, read_weights, save_weights
-from ..store.weights import WeightsError, resolve
+from ..store.weights import WeightsError, import_transformers, resolve
 
 SCHEMA_VERSION = 1  # raised whenever the same captions and settings come to mean other embeddings
 T5_FAMILY = ("t5", "mt5", "umt5")  # `model_type` of the encoders that are opened by name
@@ -174,27 +173,17 @@ def load_encoder(config: TextConfig) -> tuple[Any, torch.nn.Module]:
     MiniLM comes from $VADER_WEIGHTS or its package, as `weights.resolve` finds it; a T5 from the folder
     $VADER_WEIGHTS/<last part of its name> or from the hub. Raises WeightsError saying what there is instead.
     """
-    try:
-        with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm, which it imports, complains
-            warnings.filterwarnings("ignore", "IProgress not found")
-            import transformers
-            from transformers import AutoModelForTextEncoding, AutoTokenizer, BertModel
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ImportError("text encoders need transformers: pip install 'vader[text]'") from error
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
+    transformers = import_transformers("text encoders")
     if config.encoder == PACKAGED_ENCODER:
-        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, BertModel
+        place, local, model_class = resolve(PACKAGED_ENCODER).file.parent, True, transformers.BertModel
     else:
         place, local = _t5_place(config.encoder)
-        model_class = AutoModelForTextEncoding
+        model_class = transformers.AutoModelForTextEncoding
     try:
         settings = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
         if config.encoder != PACKAGED_ENCODER and settings.model_type not in T5_FAMILY:
             raise WeightsError(f"{config.encoder}: is a {settings.model_type}, expected one of {T5_FAMILY}")
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
         model = model_class.from_pretrained(place, local_files_only=local, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise WeightsError(_unavailable(config.encoder, place, local, error)) from error

@@ -130,13 +130,23 @@ def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict
     return {name: torch.stack([values[name] for values in scores]) for name in scores[0]}
 
 
-def real_features(data: SequenceSet, config: EvaluationConfig, split: str = "train", seed: int = 0) -> Features:
-    """Features of `real_views` random images of each object of a split, the reference of FID and KID."""
-    pictures = []
-    for index, sequence in enumerate(data.split(split)):
+def real_features(
+    data: SequenceSet,
+    config: EvaluationConfig,
+    split: str = "train",
+    seed: int = 0,
+    chosen: Sequence[int] | None = None,
+) -> Features:
+    """Features of `real_views` random images of each object of a split, the reference of FID and KID.
+
+    chosen: positions in the split (default: all); which images of an object are drawn does not depend on them.
+    """
+    pictures, objects = [], data.split(split)
+    for index in range(len(objects)) if chosen is None else chosen:
+        sequence = objects[index]
         [generator] = object_generators(seed, [index])
-        chosen = torch.randperm(len(sequence), generator=generator)[: config.real_views]
-        pictures.append(sequence.images[chosen])
+        views = torch.randperm(len(sequence), generator=generator)[: config.real_views]
+        pictures.append(sequence.images[views])
     return extract(torch.stack(pictures), config.features)
 
 

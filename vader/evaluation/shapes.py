@@ -91,19 +91,24 @@ def sample_shapes(
     }
 
 
-def real_shapes(data: SequenceSet, split: str, points: int = POINTS, seed: int = 0) -> Shapes:
+def real_shapes(
+    data: SequenceSet, split: str, points: int = POINTS, seed: int = 0, chosen: Sequence[int] | None = None
+) -> Shapes:
     """Clouds on the reference meshes of the objects of a split, uniform over the area of all faces.
 
+    chosen: positions in the split (default: all); an object's points do not depend on them.
     Raises DataError naming an object without a mesh, and ImportError where `Sequence.surface` does.
     """
-    clouds = []
-    for index, sequence in enumerate(data.split(split)):
+    clouds, objects = [], data.split(split)
+    chosen = range(len(objects)) if chosen is None else chosen
+    for index in chosen:
+        sequence = objects[index]
         if sequence.mesh is None:
             raise DataError(
                 f"data set {data.name}: object {sequence.key!r} has no mesh, expected one to sample points on"
             )
         clouds.append(sample_surface(*sequence.surface(), np.random.default_rng((seed, index)), points))
-    return Shapes(_stack(clouds, points), np.arange(len(clouds)), len(clouds))
+    return Shapes(_stack(clouds, points), np.array(chosen, np.int64), len(clouds))
 
 
 def _stack(clouds: list[np.ndarray], points: int) -> np.ndarray:

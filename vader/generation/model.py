@@ -281,6 +281,8 @@ def check_prompt(name: str, config: Experiment, prompt: str | None, guidance: fl
     require(
         prompt is not None and bool(prompt.strip()), f"{name} takes text, but prompt is {prompt!r}, expected a text"
     )
+    if guidance is not None:
+        config.replace(sampler=dict(guidance=guidance))  # raises for one that is no number
 
 
 def _words(prompt: str | None, guidance: float | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from ..diffusion.text import check_width, encode
 from ..rendering.cameras import Cameras
 from ..rendering.render import render_views
 from ..settings.checks import require
+from ..settings.diffusion import SamplerConfig
 from ..settings.experiment import Experiment
 from ..stages import autodecoder_run, diffusion_run
 from ..store.runs import Run
@@ -102,9 +104,14 @@ class Models:
             return system
         return VolumeGenerator(name, system, self.config.reconstruction.num_samples)
 
-    def ours(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
+    def ours(
+        self,
+        captions: Sequence[str] | None = None,
+        guidance: float | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> System:
         """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3). Arguments and errors as of `features`."""
-        features = self.features(captions, guidance)
+        features = self.features(captions, guidance, sampler)
 
         @torch.no_grad()
         def system(indices: Sequence[int], seed: int) -> Tensor:
@@ -112,14 +119,21 @@ class Models:
 
         return spread(system, self.device)
 
-    def features(self, captions: Sequence[str] | None = None, guidance: float | None = None) -> System:
+    def features(
+        self,
+        captions: Sequence[str] | None = None,
+        guidance: float | None = None,
+        sampler: SamplerConfig | None = None,
+    ) -> System:
         """The samples of latent diffusion as features F (n, c, r, r, r), de-normalised: what G2 decodes.
 
         captions: of a conditional model. Sample i is of captions[i % len(captions)]. guidance: the weight s of
-        u + s (c - u), by default the experiment's. 0 samples without the captions. Raises ConfigError where captions
-        are missing or not wanted, and for a guidance other than 1 of an unconditional model.
+        u + s (c - u), by default the experiment's. 0 samples without the captions. sampler: instead of the
+        experiment's. Raises ConfigError where captions are missing or not wanted, and for a guidance other than 1 of an
+        unconditional model.
         """
-        config = self.config if guidance is None else self.config.replace(sampler=dict(guidance=guidance))
+        config = self.config if sampler is None else dataclasses.replace(self.config, sampler=sampler)
+        config = config if guidance is None else config.replace(sampler=dict(guidance=guidance))
         contexts = _contexts(config, captions)
         denoiser, statistics = load_denoiser(self.runs[1], config, self.device)
         dtype = getattr(torch, self.config.diffusion.precision)

@@ -12,10 +12,8 @@ Both passes are torch operators behind an `autograd.Function`, which costs a sma
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import threading
-import warnings
 
 import numpy as np
 import torch
@@ -23,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import attempt, check_memory, fused_backend
 from .cameras import Cameras
 from .rays import Rendering, RenderingError, check_bounds
+from .reference import render_rays_reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Not every threading layer of numba can run two parallel loops at once: the simplest ends the process.
@@ -32,37 +32,6 @@ _NUMBA_LOOP = threading.Lock()
 DIAGONAL = 2 * math.sqrt(3)  # the longest way through the cube
 MOST_VOXELS = 2**29  # kernels count the floats of an object in 32 bits
 FULL = 0.8  # a volume of which more than this share is not empty is marched through faster than looked up
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # refused by an import hook, or there in name only
-        return False
-
-
-# Kind of device: what compiles its kernels. Decided at import, since compiled code cannot search the file system.
-BACKENDS = {kind: compiler for kind, compiler in {"cpu": "numba", "cuda": "triton"}.items() if _installed(compiler)}
-
-
-OLDEST = (8, 0)  # compute capability: older ones lack bfloat16
-
-
-def fused_backend(device: torch.device) -> str | None:
-    """'numba' or 'triton', whichever compiles the fused kernel for this device; None where neither does."""
-    if device.type == "cuda" and "cuda" in BACKENDS and not torch.compiler.is_compiling() and not _recent(device):
-        return None
-    return BACKENDS.get(device.type)
-
-
-@functools.cache
-def _recent(device: torch.device) -> bool:
-    """Whether the kernels run on a CUDA device; where not, says so once."""
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
-        told = f"{device}: compute capability {found[0]}.{found[1]}, the fused renderer needs {OLDEST[0]}.{OLDEST[1]}"
-        warnings.warn(f"{told} or newer; the reference renders", stacklevel=2)
-    return found >= OLDEST
 
 
 def _channels_last(volume: Tensor) -> Tensor:
@@ -86,11 +55,20 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [x.detach().float().contiguous().numpy() for x in tensors]
 
 
-def _numba_arguments(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close):
+def _rays_of(origins: Tensor, directions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Origins and directions (b, r, 3), made of cameras where there is a width."""
+    if not width:
+        return origins, directions
+    cameras = Cameras(origins.flatten(0, 1), directions.flatten(0, 1), height, width)
+    return tuple(x.view(len(origins), -1, 3) for x in cameras.rays())
+
+
+def _numba_arguments(
+    volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, drawn
+):
     """What both CPU kernels take first; a negative seed stands for bin centres."""
-    if width:
-        cameras = Cameras(origins.flatten(0, 1), directions.flatten(0, 1), height, width)
-        origins, directions = (x.view(len(volume), -1, 3) for x in cameras.rays())
+    seed = seed if drawn is None else int(drawn) & 0xFFFFFFFF
+    origins, directions = _rays_of(origins, directions, height, width)
     arrays = _arrays(_channels_last(volume), origins, directions)
     skipping = solid is not None
     maps = [x.numpy() for x in (solid, close)] if skipping else [np.zeros((1, 1, 1, 1), np.uint8)] * 2
@@ -99,34 +77,40 @@ def _numba_arguments(volume, origins, directions, near, far, height, width, num_
 
 
 # Rays are origins and directions (b, r, 3), or where there is a width, world_to_camera (b, v, 3, 4) and intrinsics
-# (b, v, 3, 3) of v pictures. Maps are those of `empty_space`.
+# (b, v, 3, 3) of v pictures. Maps are those of `empty_space`. A seed that was drawn, an int64, goes before the other:
+# what is recorded in a graph reads it anew. Parts are of the CUDA kernels' rays (`cuda.forward`).
 _RAYS = "Tensor volume, Tensor origins, Tensor directions, float near, float far, int height, int width"
-_HOW = "int num_samples, int seed, float stop, Tensor? solid, Tensor? close"
-torch.library.define("vader::render_forward", f"({_RAYS}, {_HOW}) -> (Tensor, Tensor, Tensor)")
+_HOW = "int num_samples, int seed, float stop, Tensor? solid, Tensor? close, Tensor? drawn"
+torch.library.define("vader::render_forward", f"({_RAYS}, {_HOW}) -> (Tensor, Tensor, Tensor, Tensor)")
 torch.library.define(
     "vader::render_backward",
-    f"({_RAYS}, {_HOW}, Tensor colour, Tensor occupancy, Tensor depth, Tensor? grad_colour, Tensor? grad_occupancy,"
-    " Tensor? grad_depth) -> Tensor",
+    f"({_RAYS}, {_HOW}, Tensor colour, Tensor occupancy, Tensor depth, Tensor parts, Tensor? grad_colour,"
+    " Tensor? grad_occupancy, Tensor? grad_depth) -> Tensor",
 )
 render_forward, render_backward = torch.ops.vader.render_forward, torch.ops.vader.render_backward
 
 
-def _results(volume: Tensor, origins: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for colour (b, r, 3), occupancy and depth (b, r)."""
+def _results(volume: Tensor, origins: Tensor, height: int, width: int, num_samples: int, stop: float) -> tuple:
+    """Memory for colour (b, r, 3), occupancy and depth (b, r), and parts (b, r, p, 5), p = 0 but on CUDA."""
     b, r = origins.shape[:2]
     r *= height * width if width else 1
-    return tuple(volume.new_empty(b, r, *more, dtype=torch.float32) for more in ((3,), (), ()))
+    parts = 0
+    if volume.device.type == "cuda":
+        from .cuda import parts_of_rays
+
+        parts = parts_of_rays(b * r, num_samples, stop)
+    return tuple(volume.new_empty(b, r, *more, dtype=torch.float32) for more in ((3,), (), (), (parts, 5)))
 
 
 @torch.library.impl("vader::render_forward", "cpu")
 def _(volume, origins, directions, near, far, height, width, *options):
     from . import cpu
 
-    results = _results(volume, origins, height, width)
+    results = _results(volume, origins, height, width, options[0], options[2])
     arguments = _numba_arguments(volume, origins, directions, near, far, height, width, *options)
     with _NUMBA_LOOP:
         _numba_threads()
-        cpu.forward(*arguments, *(x.numpy() for x in results))
+        cpu.forward(*arguments, *(x.numpy() for x in results[:3]))
     return results
 
 
@@ -135,12 +119,12 @@ def _cuda_rays(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.impl("vader::render_forward", "cuda")
-def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close):
+def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, drawn):
     from . import cuda
 
-    results = _results(volume, origins, height, width)
+    results = _results(volume, origins, height, width, num_samples, stop)
     options = (near, far, height, width, num_samples, seed, stop)
-    cuda.forward(_channels_last(volume), _cuda_rays(origins, directions), solid, results, options)
+    cuda.forward(_channels_last(volume), _cuda_rays(origins, directions), (solid, drawn), results, options)
     return results
 
 
@@ -148,7 +132,7 @@ def _(volume, origins, directions, near, far, height, width, num_samples, seed, 
 def _(volume, origins, directions, *options_and_results):
     from . import cpu
 
-    *options, colour, occupancy, depth, grad_colour, grad_occupancy, grad_depth = options_and_results
+    *options, colour, occupancy, depth, _, grad_colour, grad_occupancy, grad_depth = options_and_results
     b, _, d, h, w = volume.shape
     results = colour, occupancy, depth
     above = (grad_colour, grad_occupancy, grad_depth)
@@ -165,12 +149,12 @@ def _(volume, origins, directions, *options_and_results):
 
 
 @torch.library.impl("vader::render_backward", "cuda")
-def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, *results):
+def _(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, drawn, *results):
     from . import cuda
 
     options = (near, far, height, width, num_samples, seed, stop)
     rays, values = _cuda_rays(origins, directions), _channels_last(volume)
-    return _volume_gradient(cuda.backward(values, rays, solid, results[:3], results[3:], options), volume)
+    return _volume_gradient(cuda.backward(values, rays, (solid, drawn), results[:4], results[4:], options), volume)
 
 
 def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
@@ -182,7 +166,7 @@ def _volume_gradient(grad: Tensor, volume: Tensor) -> Tensor:
 
 @torch.library.register_fake("vader::render_forward")
 def _(volume, origins, directions, near, far, height, width, *options):
-    return _results(volume, origins, height, width)
+    return _results(volume, origins, height, width, options[0], options[2])
 
 
 @torch.library.register_fake("vader::render_backward")
@@ -191,23 +175,42 @@ def _(volume, *options):
     return volume.new_empty(b, d, h, w, c).movedim(-1, 1)
 
 
+def _by_reference(volume, origins, directions, near, far, height, width, num_samples, seed, stop, solid, close, drawn):
+    """Colour, occupancy and depth by the reference, from the operators' arguments."""
+    rays = _rays_of(origins, directions, height, width)
+    seed = drawn if drawn is not None else None if seed < 0 else seed
+    rendering = render_rays_reference(volume.float(), *rays, num_samples, seed, stop, near, far)
+    return rendering.colour, rendering.occupancy, rendering.depth
+
+
 class _Render(torch.autograd.Function):
-    """Both operators as one differentiable function of the volume."""
+    """Both operators as one differentiable function of the volume; the reference where they cannot be compiled."""
 
     @staticmethod
     def forward(ctx, volume, *options):
-        results = render_forward(volume, *options)
+        def plain():
+            return *_by_reference(volume, *options), volume.new_empty(0)
+
+        results = attempt(volume.device, lambda: render_forward(volume, *options), plain)
         ctx.numbers = options[2:9]
         ctx.save_for_backward(volume, *options[:2], *options[9:], *results)
         ctx.set_materialize_grads(False)
-        return results
+        return results[:3]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *above):
-        volume, origins, directions, solid, close, *results = ctx.saved_tensors
-        grad = render_backward(volume, origins, directions, *ctx.numbers, solid, close, *results, *above)
-        return grad, *[None] * 11
+        volume, origins, directions, solid, close, drawn, *results = ctx.saved_tensors
+        options = (origins, directions, *ctx.numbers, solid, close, drawn)
+
+        def plain():
+            with torch.enable_grad():
+                leaf = volume.detach().requires_grad_()
+                pairs = [(x, g) for x, g in zip(_by_reference(leaf, *options), above, strict=True) if g is not None]
+                return torch.autograd.grad([x for x, _ in pairs], leaf, [g for _, g in pairs])[0]
+
+        grad = attempt(volume.device, lambda: render_backward(volume, *options, *results, *above), plain)
+        return grad, *[None] * 12
 
 
 def empty_space(volume: Tensor, threshold: float, num_samples: int) -> tuple[Tensor | None, Tensor | None]:
@@ -237,7 +240,7 @@ def render_rays_fused(
     origins: Tensor,
     directions: Tensor,
     num_samples: int,
-    stratified_seed: int | None = None,
+    stratified_seed: int | Tensor | None = None,
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),
@@ -254,9 +257,10 @@ def render_rays_fused(
 
     Raises:
         RenderingError: no kernel for this device or dtype, rays that ask for a gradient, skipping with one, a volume
-            of more voxels than the kernels count.
+            of more voxels than the kernels count or than memory holds.
     """
     check_bounds(near, far)
+    check_memory(volume)
     backend = fused_backend(volume.device)
     if backend is None:
         raise RenderingError(f"no fused renderer for {volume.device.type}: numba (CPU) or triton (CUDA) is needed")
@@ -269,10 +273,13 @@ def render_rays_fused(
     learning = torch.is_grad_enabled() and volume.requires_grad
     if skip_empty and learning and not rectified:
         raise RenderingError("skip_empty leaves out samples that a gradient needs: render under torch.no_grad()")
-    seed = -1 if stratified_seed is None else stratified_seed & 0xFFFFFFFF
-    solid = close = None
+    drawn = stratified_seed if isinstance(stratified_seed, Tensor) else None
+    seed = -1 if stratified_seed is None or drawn is not None else stratified_seed & 0xFFFFFFFF
+    maps = None, None
     if (skip_empty or rectified) and not torch.compiler.is_compiling():
-        solid, close = empty_space(volume.detach(), 0.0 if learning else stop / DIAGONAL, num_samples)
+        threshold = 0.0 if learning else stop / DIAGONAL
+        find = functools.partial(empty_space, volume.detach(), threshold, num_samples)
+        maps = attempt(volume.device, find, lambda: (None, None))
     rays = (origins, directions, near, far, *image)
-    colour, occupancy, depth = _Render.apply(volume, *rays, num_samples, seed, stop, solid, close)
-    return Rendering(colour, occupancy, depth, backend)
+    colour, occupancy, depth = _Render.apply(volume, *rays, num_samples, seed, stop, *maps, drawn)
+    return Rendering(colour, occupancy, depth, fused_backend(volume.device) or "reference")

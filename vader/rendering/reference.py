@@ -14,7 +14,7 @@ from torch import Tensor
 from .rays import Rendering, clip_to_cube
 
 
-def hash_uniform(seed: int, index: Tensor) -> Tensor:
+def hash_uniform(seed: int | Tensor, index: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) from a 32-bit integer hash of (seed, index): the same on every device and backend."""
     x = (index + (seed & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
@@ -23,7 +23,7 @@ def hash_uniform(seed: int, index: Tensor) -> Tensor:
     return (x >> 8).float() * 2**-24
 
 
-def sample_depths(enter: Tensor, leave: Tensor, num_samples: int, stratified_seed: int | None) -> Tensor:
+def sample_depths(enter: Tensor, leave: Tensor, num_samples: int, stratified_seed: int | Tensor | None) -> Tensor:
     """One depth in each of `num_samples` equal bins of [enter, leave], (b, r, n): bin centres, or random if seeded."""
     b, r = enter.shape
     if stratified_seed is None:
@@ -68,7 +68,7 @@ def render_field(
     origins: Tensor,
     directions: Tensor,
     num_samples: int,
-    stratified_seed: int | None = None,
+    stratified_seed: int | Tensor | None = None,
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),
@@ -86,7 +86,7 @@ def render_rays_reference(
     origins: Tensor,
     directions: Tensor,
     num_samples: int,
-    stratified_seed: int | None = None,
+    stratified_seed: int | Tensor | None = None,
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),

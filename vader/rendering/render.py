@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .backends import check_memory, fused_backend
 from .cameras import Cameras
-from .fused import DTYPES, fused_backend, render_rays_fused
+from .fused import DTYPES, render_rays_fused
 from .rays import Rendering, RenderingError, check_shapes, check_values
 from .reference import render_rays_reference
 
@@ -23,7 +24,7 @@ def render_rays(
     directions: Tensor,
     num_samples: int,
     *,
-    stratified_seed: int | None = None,
+    stratified_seed: int | Tensor | None = None,
     stop: float = 0.0,
     near: float = 0.0,
     far: float = float("inf"),
@@ -38,7 +39,8 @@ def render_rays(
         volume: (b, 1 + 3, d, h, w), density >= 0 first; further channels are ignored.
         origins, directions: (b, r, 3) in the world, directions of unit length.
         num_samples: samples between a ray's entry into the cube and its exit.
-        stratified_seed: None samples bin centres; an integer draws one point per bin, reproducibly.
+        stratified_seed: None samples bin centres; an integer draws one point per bin, reproducibly. As a tensor (an
+            int64 on the volume's device) it is read when the picture is made, also where that is recorded in a graph.
         stop: a ray ends where less than this share of its light is left (0: never).
         near, far: bounds on the depth along the ray.
         skip_empty: without gradients, the fused CPU kernel may jump over parts that absorb at most `stop` of the
@@ -51,9 +53,11 @@ def render_rays(
         check: validate the values (a pass over the volume); loops that made them may skip it. NaN then stays NaN.
 
     Raises:
-        RenderingError: NaN, infinite or negative density, rays not unit, near >= far, shapes that do not fit.
+        RenderingError: NaN, infinite or negative density, rays not unit, near >= far, shapes that do not fit, a volume
+            larger than memory.
     """
     check_shapes(volume, origins, directions, num_samples)
+    check_memory(volume)
     if not 0 <= stop < 1:
         raise RenderingError(f"stop is {stop:g}, expected a share of the light in [0, 1)")
     if check:
@@ -75,7 +79,7 @@ def render_images(
     cameras: Cameras,
     num_samples: int,
     *,
-    stratified_seed: int | None = None,
+    stratified_seed: int | Tensor | None = None,
     rectified: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Colour (b, v, h, w, 3), occupancy and depth (b, v, h, w) of volumes (b, 1 + 3, d, h, w) in training.

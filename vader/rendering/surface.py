@@ -21,7 +21,7 @@ from .cameras import spread_orbit
 from .rays import RenderingError, voxel_centres
 from .render import render_rays, render_views
 
-VIEWS, PIXELS = 96, 96  # silhouettes that carve, and their size
+VIEWS, PIXELS = 96, 192  # silhouettes that carve, and their size
 CONTRARY = 0.1  # share of views that may see through a solid point: thin parts are transparent from some sides
 THINNEST = 0.3  # share of `density_threshold` below which nothing is solid, so that hollows no view sees into stay
 CHUNK = 2**15  # points that are looked at at once, from all views

@@ -15,13 +15,13 @@ Commands: `vader report table1 --profile laptop -p data=furniture` runs a notebo
 `reports/`, `… refresh table1` renews the outputs stored in it, `… claims` collects the claims.
 """
 
-from .claims import decide, decide_ratio, seed_interval
+from .claims import decide, decide_equal, decide_ratio, seed_interval
 from .notebook import ParameterError, begin, check_parameters
 from .report import Report, load, read_reports
 from .schema import ReportError, validate
 from .tables import frame, table
 
 __all__ = [
-    "ParameterError", "Report", "ReportError", "begin", "check_parameters", "decide", "decide_ratio",
-    "frame", "load", "read_reports", "seed_interval", "table", "validate",
+    "ParameterError", "Report", "ReportError", "begin", "check_parameters", "decide", "decide_equal",
+    "decide_ratio", "frame", "load", "read_reports", "seed_interval", "table", "validate",
 ]  # fmt: skip

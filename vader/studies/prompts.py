@@ -37,6 +37,12 @@ def never_together(captions: Sequence[str], count: int) -> list[str]:
     return found
 
 
+def named_colour(caption: str) -> list[str]:
+    """The first colour that a caption names, alone in a list; none where it names none."""
+    colour, _ = _taken_apart(caption)
+    return [] if colour is None else [colour]
+
+
 def _taken_apart(caption: str) -> tuple[str | None, str]:
     """The first colour of a caption, and the caption with {} in its place."""
     match = re.search(rf"\b(?:(?:pale|light|dark) )?({'|'.join(COLOURS)})\b", caption)

@@ -325,7 +325,7 @@ class _Log:
         self.clock, self.since = clock, now
         if not self.first:
             return
-        self.record.log(self.task.name, clock, **losses)
+        self.record.log(self.task.name, clock, **{name: float(f"{loss:.6g}") for name, loss in losses.items()})
         if now - self.saved > RECORD_SECONDS:
             self.record.save()
             self.saved = now

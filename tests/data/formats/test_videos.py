@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vader.data.formats import Options, detect, read, scan
-from vader.data.formats.videos import Undecodable, evenly, masked_frames, stream, time_stamps
+from vader.data.formats import Options, detect, read, scan, videos
+from vader.data.formats.videos import Counts, Undecodable, evenly, masked_frames, stream, time_stamps
 from vader.data.prepared import DataError
 
 av = pytest.importorskip("av", reason="video files are read by PyAV (extra 'video')")
@@ -189,6 +189,62 @@ def test_broken_videos_are_named(tmp_path):
     with pytest.raises(Undecodable) as error:
         list(stream(tmp_path / "b.mp4"))
     assert error.value.reason == "cannot be decoded"
+
+
+def end_earlier(file: Path, milliseconds: int) -> None:
+    """Let an mp4's edit list end sooner (ISO 14496-12, 8.6.6), so that the frames after it are to be discarded."""
+    content = bytearray(file.read_bytes())
+    at = content.index(b"elst") + 4
+    (version, count, duration) = struct.unpack_from(">III", content, at)
+    assert version == 0 and count == 1
+    struct.pack_into(">I", content, at + 8, duration - milliseconds)
+    file.write_bytes(content)
+
+
+def declare(file: Path, frames: int) -> None:
+    """Write a number of frames into the header of an AVI's stream (AVISTREAMHEADER.dwLength)."""
+    content = bytearray(file.read_bytes())
+    struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, frames)
+    file.write_bytes(content)
+
+
+def test_frames_that_a_clip_wants_discarded_are_left_out_and_said(tmp_path):
+    """As OpenCV's box.mp4, whose edit list ends before its last frame."""
+    frames = frames_of(20)
+    file = write(tmp_path / "a.mp4", frames, codec="libx264", pixels="yuv444p")
+    end_earlier(file, 3 * 40)
+    counts = Counts()
+    assert len(list(stream(file, counts))) == 17 and counts == Counts(20, 3, 17) and len(time_stamps(file)) == 17
+    write_masks(file, frames[:17])
+    video = read(scan(tmp_path)[0], Options(resolution=16))
+    assert len(video) == 17 and video.attributes["frames"] == {"declared": 20, "decoded": 17}
+    assert len(read(scan(tmp_path)[0], Options(resolution=16, frames=17))) == 17
+
+
+@pytest.mark.parametrize("count, missing, whole", [(20, 0, True), (20, 2, True), (20, 3, False), (400, 4, True)])
+def test_a_clip_that_lacks_a_few_frames_is_read_and_one_that_is_cut_off_is_refused(tmp_path, count, missing, whole):
+    frames = frames_of(count, (16, 32))
+    file = write(tmp_path / "a.avi", frames)
+    declare(file, count + missing)
+    write_masks(file, frames)
+    (scene,) = scan(tmp_path)
+    if not whole:
+        with pytest.raises(Undecodable, match="to its end: 20 of the 23 frames it declares, expected a whole video"):
+            read(scene, Options(resolution=16))
+        return
+    found = read(scene, Options(resolution=16)).attributes.get("frames")
+    assert found == ({"declared": count + missing, "decoded": count} if missing else None)
+
+
+def test_a_clip_without_masks_is_refused_with_the_command_that_makes_them(tmp_path):
+    folder = tmp_path / "my clips"
+    folder.mkdir()
+    write(folder / "a.mp4", frames_of(4), codec="libx264", pixels="yuv420p")
+    for format, option in (("videos", ""), ("photographs", " --format photographs")):
+        with pytest.raises(
+            DataError, match=f"'vader prepare masks '.*/my clips'{option} --class NAME' makes them, for"
+        ):
+            list(videos.frames_of_file(scan(folder, format)[0], Options()))
 
 
 def test_a_mask_step_may_look_ahead(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 
 from vader import commands
-from vader.data.formats import Options, read, scan
+from vader.data.formats import Options, photographs, read, scan
 from vader.data.formats.shared.images import open_mask, picture_files
 from vader.data.formats.transforms import to_transforms
 from vader.data.formats.videos import mask_beside, masked_frames, stream
@@ -354,9 +357,99 @@ def test_random_tiny_models_make_masks_from_the_command_line(
     segmentation._tools.cache_clear()
 
 
+def clip(file: Path, frames: list[np.ndarray]) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(file), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        video.height, video.width, video.pix_fmt = *frames[0].shape[:2], "yuv444p"
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+    return file
+
+
+def clips(folder: Path, count: int, dark: tuple[int, ...] = ()) -> None:
+    """Clips of three grey frames with a bright square, but where nothing is to be seen."""
+    squares(folder / "frames", dark=dark)
+    frames = [np.asarray(Image.open(f)) for f in picture_files(folder / "frames")]
+    shutil.rmtree(folder / "frames")
+    for number in range(count):
+        clip(folder / f"clip{number}.mp4", frames)
+
+
+def refusal(folder: Path, capsys, *options: str) -> list[str]:
+    """The command that `vader data` names for clips without masks, in words."""
+    assert (
+        commands.main(["data", str(folder), "--name", "phone", "--profile", "smoke", "--workers", "1", *options]) == 1
+    )
+    said = capsys.readouterr().err
+    return shlex.split(re.search(r"'vader (prepare masks .*) --class NAME' makes them", said).group(1))
+
+
+def test_clips_without_masks_become_a_set_with_the_command_that_their_refusal_names(
+    tmp_path, scripted_tiny_matting, capsys, monkeypatch
+):
+    monkeypatch.setenv("VADER_DATA", str(tmp_path / "data"))
+    folder = tmp_path / "my clips"
+    clips(folder, 3)
+    named = refusal(folder, capsys)
+    tools = ["--people", "--matting", str(scripted_tiny_matting), "--device", "cpu"]
+    assert commands.main([*named, *tools]) == 0
+    assert sorted(f.name for f in folder.glob("*.mkv")) == [f"clip{i}.mask.mkv" for i in range(3)]
+    command = ["data", str(folder), "--name", "phone", "--profile", "smoke", "--workers", "1"]
+    assert commands.main(command) == 0 and "3 training and 0 held-out objects" in capsys.readouterr().out
+    (scene, *_) = scan(folder)
+    frames = list(stream(scene.place))
+    expected = list(matte(iter(frames), matting(str(scripted_tiny_matting))))
+    found = [mask for _, mask in masked_frames(scene.place, mask_beside)]
+    assert len(found) == 3 and all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("format", ["videos", "photographs"])
+def test_random_tiny_models_make_masks_of_clips(tmp_path, random_tiny_detector, random_tiny_segmenter, capsys, format):
+    clips(tmp_path, 2)
+    named = refusal(tmp_path, capsys, "--format", format)
+    assert named[-2:] == (["--format", format] if format == "photographs" else ["masks", str(tmp_path)])
+    tools = ["--detector", str(random_tiny_detector), "--segmenter", str(random_tiny_segmenter), "--device", "cpu"]
+    assert commands.main([*named, "--class", "chair", "--threshold", "0", *tools]) == 0
+    assert "2 objects: masks of 2 pictures made" in capsys.readouterr().out
+    for number in range(2):
+        masks = [mask for _, mask in masked_frames(tmp_path / f"clip{number}.mp4", mask_beside)]
+        assert len(masks) == 3 and set(np.unique(masks)) <= {0, 255}
+    segmentation._tools.cache_clear()
+
+
+def test_frames_of_clips_without_a_detection_are_black_and_counted(tmp_path, bright, capsys):
+    clips(tmp_path, 1, dark=(1,))
+    outcome = write_masks(scan(tmp_path), tmp_path, bright)
+    assert (outcome.written, outcome.black, outcome.undetected) == (1, 1, [])
+    masks = [mask for _, mask in masked_frames(tmp_path / "clip0.mp4", mask_beside)]
+    assert [int(mask.max()) for mask in masks] == [255, 0, 255]
+    assert write_masks(scan(tmp_path), tmp_path, bright).black == 1 and len(Bright.seen) == 3
+    (tmp_path / "none").mkdir()
+    clips(tmp_path / "none", 1, dark=(0, 1, 2))
+    for _ in range(2):
+        outcome = write_masks(scan(tmp_path / "none"), tmp_path / "none", bright)
+        assert (outcome.written, outcome.missed, outcome.undetected) == (0, 1, ["clip0"]) and len(Bright.seen) == 6
+        assert not list((tmp_path / "none").glob("*.mkv"))
+
+
+def test_masks_of_photographs_lie_where_their_reader_looks(tmp_path, bright):
+    squares(tmp_path / "mug" / "images")
+    (scene,) = scan(tmp_path, "photographs")
+    outcome = write_masks([scene], tmp_path, bright)
+    assert (outcome.written, outcome.faults) == (3, {})
+    names = {}
+    found = list(photographs._of_folder(scene, Options(), names))
+    assert names == {} and [int(mask[10, 8]) for _, _, mask in found] == [255] * 3
+    assert all(int(mask[0, 0]) == 0 for _, _, mask in found)
+
+
 def test_formats_without_pictures_are_refused(tmp_path, bright):
     (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
-    with pytest.raises(ConfigError, match="is of format models, expected one of srn, transforms, colmap, videos"):
+    with pytest.raises(
+        ConfigError, match="is of format models, expected one of srn, transforms, colmap, videos, photographs"
+    ):
         write_masks(scan(tmp_path), tmp_path, bright)
 
 

@@ -50,6 +50,29 @@ def test_efficientnet_knows_what_it_sees():
         assert names[scores.argmax()] in expected
 
 
+def test_efficientnets_colours_are_scaled_as_its_weights_were_trained():
+    """Known pictures get more of their class from (x - 127) / 128 than from ImageNet's mean and deviation.
+
+    The package's example has the latter, as that of the network without "Lite" does.
+    """
+    data = pytest.importorskip("skimage.data")
+    classifier = weights.load_state(weights.resolve("efficientnet-lite0"))
+    names = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta["categories"]
+    network = features.feature_network("efficientnet-lite0")
+    mean, std = (255 * torch.tensor(x).view(3, 1, 1) for x in (weights.IMAGENET_MEAN, weights.IMAGENET_STD))
+    for name, label in (("coffee", "espresso"), ("chelsea", "Egyptian cat"), ("rocket", "missile")):
+        image = torch.from_numpy(getattr(data, name)().copy()).movedim(-1, 0)[None].float()
+        height, width = image.shape[2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = features._resize(image[:, :, top : top + side, left : left + side], 224)
+        found = []
+        for pixels in (square, (square - mean) / std * 128 + 127):  # the network takes 127 away, and divides by 128
+            scores = network(pixels) @ classifier["_fc.weight"].T + classifier["_fc.bias"]
+            found.append(scores.softmax(1)[0, names.index(label)].item())
+        assert found[0] > found[1] > 0.1, f"{label}: {found}"
+
+
 def test_vgg16_is_torchvisions(tmp_path, monkeypatch):
     torch.manual_seed(0)
     state = {k: 0.04 * torch.randn_like(v) for k, v in weights.vgg_layers("vgg16").state_dict().items()}

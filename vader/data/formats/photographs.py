@@ -39,7 +39,7 @@ from .shared.scenes import Options, Places, Placing, Scene, View, coverage, fold
 
 SIGNS = "folders of photographs, told from frames by the camera in their EXIF fields, or named: --format photographs"
 UP = "cameras"
-VERSION = 1  # raised whenever the code between photographs and cameras changes these
+VERSION = 2  # raised whenever the code between photographs and cameras changes these
 MASKS = ("masks", "mask")
 MAX_SIDE = 1600  # pixels of a picture that is worked on
 FRAMES = 60  # of a video, evenly spaced in time, unless told otherwise
@@ -86,9 +86,10 @@ def read(scene: Scene, options: Options) -> Sequence:
     many models, and where features were found. Raises DataError where fewer than `options.least_share` were placed, or
     have no masks, and ImportError without pycolmap."""
     work = placed(scene, options)
-    about = read_json(work / "object.json", scene.key, ("report", "left_out"))
+    about = read_json(work / "object.json", scene.key, ("report", "left_out", "clip"))
     sequence = colmap.read(replace(scene, place=work, root=work), options)
     attributes = scene.attributes | {"format": scene.format, "structure_from_motion": about["report"]}
+    attributes |= about["clip"]
     if about["left_out"]:
         attributes["left_out"] = about["left_out"]
     return replace(sequence, attributes=attributes)
@@ -102,12 +103,13 @@ def placed(scene: Scene, options: Options) -> Path:
     if (folder / "object.json").is_file():
         return folder
     with new_folder(folder, scene.key) as work:
-        names, faults = _develop(scene, options, work)
+        counts = videos.Counts()
+        names, faults = _develop(scene, options, work, counts)
         report = _solve(scene, options, work, list(names))
         missing = _unplaced(scene, work, names)
         faults |= {name: f"{scene.where}: {name}: structure from motion did not place it" for name in missing}
         _require_placed(scene, report, len(names) - len(missing), len(faults) + len(names) - len(missing), options)
-        write_json(work / "object.json", {"report": report, "left_out": faults, "names": names})
+        write_json(work / "object.json", {"report": report, "left_out": faults, "names": names, "clip": counts.note()})
     return folder
 
 
@@ -128,11 +130,14 @@ def extra_files(scene: Scene) -> list[Path]:
 # ---------------------------------------------------------------------------------------- pictures with masks
 
 
-def _develop(scene: Scene, options: Options, work: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Write pictures and masks; returns their names there with the names they had, and the faults of others."""
+def _develop(
+    scene: Scene, options: Options, work: Path, counts: videos.Counts
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write pictures and masks; returns their names there with the names they had, and the faults of others. counts:
+    of a video, is filled."""
     names: dict[str, str] = {}
     faults: dict[str, str] = {}
-    source = _of_folder(scene, options, faults) if "pictures" in scene.files else _of_video(scene, options)
+    source = _of_folder(scene, options, faults) if "pictures" in scene.files else _of_video(scene, options, counts)
     for name, colour, mask in source:
         if mask.max() == 0:
             faults[name] = f"{scene.where}: {name}: mask is empty, expected some of the object"
@@ -171,9 +176,9 @@ def _mask_file(scene: Scene, folder: Path, picture: Path) -> Path | None:
     return next((place / n for place in places for n in names if (place / n).is_file()), None)
 
 
-def _of_video(scene: Scene, options: Options) -> Iterator[Masked]:
+def _of_video(scene: Scene, options: Options, counts: videos.Counts) -> Iterator[Masked]:
     wanted = options.frames or min(FRAMES, len(videos.time_stamps(scene.place)))
-    yield from videos.frames_of_file(scene, replace(options, frames=wanted))
+    yield from videos.frames_of_file(scene, replace(options, frames=wanted), counts)
 
 
 # ---------------------------------------------------------------------------------------- cameras

@@ -5,12 +5,19 @@
 
 A phone stores what its sensor saw and a matrix that turns it upright; frames come out turned. Time stamps, not numbers,
 decide which frames are evenly spaced: phones record at a rate that varies.
+
+A container declares how many frames it has, and some declare a few more than can be had: frames that their own edit
+list discards, or a last one that was never finished. Such a clip is read, and what was declared and decoded is said. A
+clip that lacks more than MISSING frames and MISSING_SHARE of them, not counting discarded ones, was cut off: it is
+refused.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,17 +35,38 @@ SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SIGNS = f"video files ({', '.join(SUFFIXES)}), or folders of pictures"
 UP = None  # the camera stands still, and poses are learned
 FRAMES, MASKS = ("frames", "images", "rgb"), ("masks", "mask")
+MISSING, MISSING_SHARE = 2, 0.01  # frames that are declared and cannot be had, in a clip that is not cut off
 
 # (file, its frames (h, w, 3) one after the other) -> their masks (h, w) uint8, in step
 Masker = Callable[[Path, Iterator[np.ndarray]], Iterator[np.ndarray]]
 
 
 class Undecodable(DataError):
-    """A file that gives no frames, or not all of them. reason: the message without the file."""
+    """A file that gives no frames, or not all of them. reason: the message without the file and what was found."""
 
-    def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file}: {reason}, expected a whole video of one size")
+    def __init__(self, file: Path, reason: str, found: str = "") -> None:
+        super().__init__(f"{file}: {reason}{found}, expected a whole video of one size")
         self.reason = reason
+
+
+@dataclass
+class Counts:
+    """Frames of a file: those that the container declares (0: it does not say), of these those that it wants discarded,
+    and those that were decoded."""
+
+    declared: int = 0
+    discarded: int = 0
+    decoded: int = 0
+
+    @property
+    def cut_off(self) -> bool:
+        missing = self.declared - self.discarded - self.decoded
+        return self.decoded == 0 or missing > max(MISSING, MISSING_SHARE * self.declared)
+
+    def note(self) -> dict[str, dict[str, int]]:
+        """For an object's attributes, where less was decoded than declared."""
+        lacking = self.decoded < self.declared
+        return {"frames": {"declared": self.declared, "decoded": self.decoded}} if lacking else {}
 
 
 # ---------------------------------------------------------------------------------------- video files
@@ -61,26 +89,33 @@ def _open(file: Path) -> Any:
     return container
 
 
-def stream(file: Path) -> Iterator[np.ndarray]:
+def stream(file: Path, counts: Counts | None = None) -> Iterator[np.ndarray]:
     """Frames (h, w, 3) uint8 in the order they are shown, turned upright; one at a time is in memory.
 
-    Raises Undecodable where they cannot be had, are fewer than the file declares, or change their size.
+    counts: is filled. Raises Undecodable where frames cannot be had, where the file is cut off, or where they change
+    their size.
     """
+    counts = Counts() if counts is None else counts
     with _open(file) as container:
         import av  # which is there, or the file would not be open
 
-        video, count, shape = container.streams.video[0], 0, None
+        video, shape = container.streams.video[0], None
+        counts.declared, counts.discarded, counts.decoded = video.frames, 0, 0
         try:
-            for frame in container.decode(video):
-                pixels = upright(frame.to_ndarray(format="rgb24"), frame.rotation)
-                if shape not in (None, pixels.shape):
-                    raise Undecodable(file, "frames of varying size")
-                shape, count = pixels.shape, count + 1
-                yield pixels
+            for packet in container.demux(video):
+                counts.discarded += packet.is_discard
+                for frame in packet.decode():
+                    pixels = upright(frame.to_ndarray(format="rgb24"), frame.rotation)
+                    if shape not in (None, pixels.shape):
+                        raise Undecodable(file, "frames of varying size")
+                    shape, counts.decoded = pixels.shape, counts.decoded + 1
+                    yield pixels
         except (av.FFmpegError, UnicodeDecodeError) as error:
             raise Undecodable(file, "cannot be decoded") from error
-        if count == 0 or count < video.frames:  # 0 where the container does not say
-            raise Undecodable(file, "cannot be decoded")  # cut off: fewer frames than the container declares
+        if counts.cut_off:
+            raise Undecodable(
+                file, "cannot be decoded", f" to its end: {counts.decoded} of the {counts.declared} frames it declares"
+            )
 
 
 def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
@@ -90,13 +125,13 @@ def upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
 
 def time_stamps(file: Path) -> np.ndarray:
     """When each frame is shown, in seconds, in that order, without decoding. Frames without a stamp follow at the mean
-    rate. Raises Undecodable where there are none."""
+    rate, and those that the container wants discarded are none. Raises Undecodable where there are none."""
     with _open(file) as container:
         import av
 
         video = container.streams.video[0]
         try:
-            packets = [p for p in container.demux(video) if p.size]
+            packets = [p for p in container.demux(video) if p.size and not p.is_discard]
         except av.FFmpegError as error:
             raise Undecodable(file, "cannot be decoded") from error
         if not packets:
@@ -138,10 +173,12 @@ def mask_beside(file: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray
         raise DataError(f"{found[0]}: mask video of {file.name}: {error.reason}") from error
 
 
-def masked_frames(file: Path, masker: Masker) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frames (h, w, 3) and masks (h, w), uint8, in step. Raises Undecodable for the file, and DataError for masks that
-    do not fit it in number, size or type."""
-    frames, ahead = stream(file), deque()
+def masked_frames(file: Path, masker: Masker, counts: Counts | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames (h, w, 3) and masks (h, w), uint8, in step; counts: as `stream`.
+
+    Raises Undecodable for the file, and DataError for masks that do not fit it in number, size or type.
+    """
+    frames, ahead = stream(file, counts), deque()
     frames = chain([next(frames)], frames)  # a file without frames is told before its masks are looked for
 
     def shown() -> Iterator[np.ndarray]:
@@ -221,8 +258,8 @@ def video_files(folder: Path) -> list[Path]:
 def read(scene: Scene, options: Options) -> Video:
     """All frames are for training; a set that holds some out replaces `train_frames`. Frames whose mask is empty are
     left out and named. Raises DataError where there are no masks, or too few frames are left."""
-    frames, masks, faults = [], [], {}
-    source = _of_folder(scene, options, faults) if "frames" in scene.files else frames_of_file(scene, options)
+    frames, masks, faults, counts = [], [], {}, Counts()
+    source = _of_folder(scene, options, faults) if "frames" in scene.files else frames_of_file(scene, options, counts)
     for name, frame, mask in source:
         small, coverage = squared(frame, mask, options.fit, options.resolution)
         if coverage.max() == 0:
@@ -235,7 +272,7 @@ def read(scene: Scene, options: Options) -> Video:
         wanted = options.frames or int(np.ceil(least))
         reasons = "".join(f"\n  {reason}" for reason in list(faults.values())[:3])
         raise DataError(f"{scene.where}: {len(frames)} usable frames, expected at least {wanted}{reasons}")
-    about = {"format": scene.format} | ({"left_out": faults} if faults else {})
+    about = {"format": scene.format} | ({"left_out": faults} if faults else {}) | counts.note()
     return Video(
         key=scene.key,
         frames=torch.from_numpy(np.stack(frames)),
@@ -247,8 +284,10 @@ def read(scene: Scene, options: Options) -> Video:
     ).validate(scene.place)
 
 
-def frames_of_file(scene: Scene, options: Options) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, frame and mask of a video's frames, or of `options.frames` of them."""
+def frames_of_file(
+    scene: Scene, options: Options, counts: Counts | None = None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, frame and mask of a video's frames, or of `options.frames` of them; counts: as `stream`."""
     file = scene.place
     wanted = None
     if options.frames is not None or options.most_frames is not None:
@@ -258,11 +297,19 @@ def frames_of_file(scene: Scene, options: Options) -> Iterator[tuple[str, np.nda
         wanted = set(evenly(times, options.frames or min(options.most_frames, len(times))))
     beside = bool(mask_files(file))
     if not beside and options.masker is None and options.background is None:
-        raise DataError(f"{scene.where}: no masks, expected {file.stem}.mask.* beside it, or background given")
+        expected = f"expected {file.stem}.mask.* beside it, or background given"
+        raise DataError(f"{scene.where}: no masks, {expected}; {mask_command(scene)}")
     masker = mask_beside if beside else lambda _, frames: (_mask(f, options) for f in frames)
-    for number, (frame, mask) in enumerate(masked_frames(file, masker)):
+    for number, (frame, mask) in enumerate(masked_frames(file, masker, counts)):
         if wanted is None or number in wanted:
             yield f"frame {number}", frame, mask
+
+
+def mask_command(scene: Scene) -> str:
+    """Which command makes the masks that an object of a folder lacks."""
+    format = "" if scene.format == "videos" else f" --format {scene.format}"
+    folder = shlex.quote(str(scene.root))
+    return f"'vader prepare masks {folder}{format} --class NAME' makes them, for people with --people for --class NAME"
 
 
 def _mask(frame: np.ndarray, options: Options) -> np.ndarray:
@@ -291,7 +338,8 @@ def _of_folder(scene: Scene, options: Options, faults: dict[str, str]) -> Iterat
             elif picture.alpha is not None:
                 mask = picture.alpha
             elif options.background is None and options.masker is None:
-                raise DataError(f"{what}: no mask, expected alpha, masks/, or background given")
+                expected = f"expected alpha, masks/, or background given; {mask_command(scene)}"
+                raise DataError(f"{what}: no mask, {expected}")
             else:
                 mask = _mask(picture.colour, options)
         except DataError as error:

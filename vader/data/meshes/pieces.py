@@ -57,13 +57,21 @@ def _named(catalogues: list[Catalogue], word: str, count: int) -> list[tuple[str
     return found
 
 
-def _chairs(folder: Path, count: int) -> str:
-    """The original of each base model, in the order of the embedded set."""
+def embedded_chairs(count: int) -> list[tuple[str, list[Part]]]:
+    """Names and parts of the first chairs that come with the package: the original of each base model."""
     (place,) = EMBEDDED.glob("furniture_chairs-*")
     originals = sorted(f for f in (place / "objects").iterdir() if f.name.endswith(".v0"))
-    for number, file in enumerate(originals[:count]):
+    found = []
+    for file in originals[:count]:
         chair = load_packed(file)
         vertices, faces, colours = read_mesh(chair.mesh, chair.key)
         part = Part(chair.key, vertices.astype(float), faces, np.full(3, 0.7), colours=colours[:, :3] / 255)
-        write_glb(folder / f"chair-{number}.glb", [part])
-    return f"{min(count, len(originals))} chairs that come with the package (no catalogue of Sweet Home 3D was found)"
+        found.append((chair.key, [part]))
+    return found
+
+
+def _chairs(folder: Path, count: int) -> str:
+    chairs = embedded_chairs(count)
+    for number, (_, parts) in enumerate(chairs):
+        write_glb(folder / f"chair-{number}.glb", parts)
+    return f"{len(chairs)} chairs that come with the package (no catalogue of Sweet Home 3D was found)"

@@ -18,6 +18,7 @@ from ..formats.shared.scenes import Scene, inside
 from ..prepared import DataError, read_json
 
 MASKS = ("masks", "mask")
+UPRIGHT = ("videos", "photographs")  # formats without cameras, whose readers turn pictures upright
 Item = TypeVar("Item")
 
 
@@ -51,10 +52,10 @@ def shots(scene: Scene) -> list[Shot]:
 def open_shot(scene: Scene, picture: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Colour (h, w, 3) uint8 and alpha of a picture, None where it has none or it is opaque everywhere.
 
-    Turned as its reader turns it: posed pictures as they are stored, frames of videos upright.
+    Turned as its reader turns it: posed pictures as they are stored, frames of videos and photographs upright.
     """
     what = f"{picture}: object {scene.key!r}"
-    opened = open_picture(picture, what, None if scene.format == "videos" else _stored_size(picture, what))
+    opened = open_picture(picture, what, None if scene.format in UPRIGHT else _stored_size(picture, what))
     alpha = opened.alpha if opened.alpha is not None and opened.alpha.min() < 255 else None
     return opened.colour, alpha
 
@@ -69,7 +70,7 @@ def _stored_size(picture: Path, what: str) -> tuple[int, int]:
 
 def first_view(scene: Scene) -> np.ndarray:
     """An object's first picture, (h, w, 3) uint8, on black where it has alpha."""
-    if scene.format == "videos" and scene.place.is_file():
+    if scene.place.is_file() and scene.format in UPRIGHT:
         return next(videos.stream(scene.place))
     colour, alpha = open_shot(scene, shots(scene)[0].picture)
     return colour if alpha is None else (colour * (alpha[..., None] / 255)).round().astype(np.uint8)
@@ -120,7 +121,7 @@ def _videos(scene: Scene) -> Iterator[Shot]:
         given = any(scene.place.with_name(f"{stem}.mask{suffix}").is_file() for suffix in videos.SUFFIXES)
         yield Shot(scene.place, scene.place.with_name(f"{stem}.mask.mkv"), given)
         return
-    for picture in picture_files(Path(scene.files["frames"])):
+    for picture in picture_files(Path(scene.files["frames" if "frames" in scene.files else "pictures"])):
         yield _shot(scene, picture, picture.name)
 
 
@@ -129,4 +130,5 @@ LAYOUTS: dict[str, Callable[[Scene], Iterator[Shot]]] = {
     "transforms": _transforms,
     "colmap": _colmap,
     "videos": _videos,
+    "photographs": _videos,
 }

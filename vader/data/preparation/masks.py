@@ -2,7 +2,8 @@
 
 `<folder>/masks.jsonl` says what was done: in its first line with which models, then a line for each picture: its mask,
 or why there is none. A picture that has a line is not looked at again, so a run that was stopped goes on where it was.
-Where a picture has a mask or varying alpha of its own, that stays.
+Where a picture has a mask or varying alpha of its own, that stays. A clip has one line, and its masks are a video
+beside it. The line says in how many frames nothing was found: there the mask is black.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Outcome:
     written: int = 0
     given: int = 0
     missed: int = 0  # pictures in which nothing was found
+    black: int = 0  # frames of clips in which nothing was found
     undetected: list[str] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
 
@@ -169,6 +171,7 @@ def _each(scenes: list[Scene], report: Report, make: Callable, film: Callable) -
         given = len(entries) - len(made) + sum("given" in e for e in made)
         outcome.given += given
         outcome.missed += missed
+        outcome.black += sum(e.get("empty", 0) for e in made)
         outcome.written += len(entries) - given - missed
         if missed and missed == len(entries):
             outcome.undetected.append(scene.key)
@@ -194,11 +197,22 @@ def _is_pending(shot: Shot, report: Report) -> bool:
 
 
 def _film(scene: Scene, shot: Shot, report: Report, film: Callable) -> list[dict[str, Any] | None]:
-    """The same for a video file, whose masks are a video."""
+    """The same for a video file, whose masks are a video. Where nothing is found in any frame, there is none."""
     if _is_pending(shot, report):
-        frames = film(scene)
-        report.add(shot.picture, {"video": shot.mask.name})
-        write_mask_video(shot.mask, frames)
+        count, empty = 0, 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal count, empty
+            for mask in film(scene):
+                count, empty = count + 1, empty + int(mask.max() == 0)
+                yield mask
+
+        report.add(shot.picture, {"video": shot.mask.name})  # before its masks: those without a line came with the data
+        write_mask_video(shot.mask, counted())
+        if empty == count:
+            shot.mask.unlink()
+        found = {"video": shot.mask.name} if empty < count else {"box": None}
+        report.add(shot.picture, {**found, "frames": count, "empty": empty})
     return [report.lines.get(report.name(shot.picture))]
 
 

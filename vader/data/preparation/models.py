@@ -13,17 +13,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import urllib.request
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...store.weights import WeightsError
+from ...store.weights import WeightsError, import_transformers
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def open_transformers(role: str, given: str | Path | None, loader: str, device: 
     Raises ImportError without transformers, and WeightsError naming the model and every way to provide it where it
     cannot be read, is of another type than its role takes, or has weights missing.
     """
-    transformers = _transformers()
+    transformers = import_transformers("preparation tools")
     found, model, device = find(role, given), MODELS[role], torch.device(device)
     own = given is not None and not found.local and found.name != model.name
     options = {"local_files_only": found.local} | (
@@ -149,20 +147,6 @@ def open_torchscript(role: str, given: str | Path | None, device: str | torch.de
         raise WeightsError(f"{file}: not a readable TorchScript file of {found.name} ({reason})") from error
     about = {"model": found.name, "source": found.source, "licence": MODELS[role].licence, "sha256": _digest(file)}
     return Loaded(network.eval(), None, device, about)
-
-
-def _transformers() -> Any:
-    try:
-        with warnings.catch_warnings():  # in a notebook without ipywidgets tqdm, which it imports, complains
-            warnings.filterwarnings("ignore", "IProgress not found")
-            import transformers
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ImportError("preparation tools need transformers: pip install 'vader[text]'") from error
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def _download(found: Place) -> Path:

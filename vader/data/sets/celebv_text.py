@@ -24,13 +24,14 @@ import torch
 
 from ...settings.checks import ConfigError
 from ...settings.experiment import DataConfig
-from ..formats.videos import SUFFIXES, Masker, Undecodable, mask_beside, masked_frames, squared
+from ..formats.videos import SUFFIXES, Counts, Masker, Undecodable, mask_beside, masked_frames, squared
 from ..pipeline import prepare_set, run_each
 from ..prepared import DataError, SequenceSet, data_digest, data_root, read_json, write_json
 from ..video import VIDEOS, Video, check_video_settings, load_videos, train_share
 
 NAME = "celebv_text"
-READER_VERSION = 2  # raised whenever the code between a file and its frames changes them
+FEWER = "fewer_than_declared"  # in the report: clips that decode fewer frames than their container declares
+READER_VERSION = 3  # raised whenever the code between a file and its frames changes them
 FILTER = {  # C.1
     "ends": 0.1,  # share of a clip's frames that is dropped at its beginning, and at its end
     "foreground": 0.25,  # frames with a smaller share of foreground are dropped
@@ -56,11 +57,13 @@ class Clip:
 # ---------------------------------------------------------------------------------------- video files
 
 
-def clip_frames(file: Path, masker: Masker) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frames (h, w, 3) and masks (h, w), uint8, one after the other. Raises Unusable for a clip that the filter drops
-    unseen, and DataError for masks that do not fit it."""
+def clip_frames(file: Path, masker: Masker, counts: Counts | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames (h, w, 3) and masks (h, w), uint8, one after the other; counts: as `videos.stream`.
+
+    Raises Unusable for a clip that the filter drops unseen, and DataError for masks that do not fit it.
+    """
     try:
-        yield from masked_frames(file, masker)
+        yield from masked_frames(file, masker, counts)
     except Undecodable as error:
         raise Unusable(error.reason) from error
 
@@ -86,7 +89,10 @@ def _look_at(clip: Clip) -> None:
     try:
         if clip.file.stat().st_size < FILTER["bytes"]:
             raise Unusable("less than 200 kB")
-        share = [mask.mean() / 255 for _, mask in clip_frames(clip.file, clip.masker)]
+        counts = Counts()
+        share = [mask.mean() / 255 for _, mask in clip_frames(clip.file, clip.masker, counts)]
+        if note := counts.note():
+            found[FEWER] = note["frames"]
         kept, dropped = passing_frames(share)
         found |= {"frames": len(share), "dropped_frames": dict(dropped)}
         if len(kept) < FILTER["frames"]:
@@ -149,6 +155,7 @@ def filter_report(findings: dict[str, Any]) -> dict[str, Any]:
         "clips": dict(sorted(clips.items())) | {"total": len(findings)},
         "frames": dict(sorted(frames.items())) | {"total": sum(f["frames"] for f in findings.values())},
         "dropped": {key: found["reason"] for key, found in findings.items() if found["reason"]},
+        FEWER: {key: f[FEWER] for key, f in findings.items() if FEWER in f},
     }
 
 

@@ -9,6 +9,10 @@ A ray takes several samples in a cell, and shares half of a cell's voxels with t
 in slots named by the parities of their indices along z, y and x, and loads a slot only when its voxel changes. The
 backward march keeps a gradient beside each and adds it to memory then. With KEEP off every sample loads and adds all.
 
+Few rays do not fill a GPU: then each is marched in PARTS at once, by as many warps of one program, as if all light
+reached each part. What a part does to the light, and its sums, go to memory, where the forward march joins them and the
+backward march finds what its part started from.
+
 Notation as in `cpu`. In Triton's interpreter (TRITON_INTERPRET=1) the kernels run on CPU tensors as well.
 """
 
@@ -17,69 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _hash_uniform(seed_term, index):
-    """`reference.hash_uniform` of int64 indices; seed_term is seed * 0x9E3779B9 mod 2^32."""
-    x = (index + seed_term).to(tl.uint32)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    x = x ^ (x >> 16)
-    return (x >> 8).to(tl.float32) * (1.0 / 16777216.0)
-
-
-@triton.jit
-def _clip_axis(origin, direction, enter, leave):
-    """Depths of a ray inside the cube, narrowed by the two faces across an axis; nothing is left where it misses."""
-    along = tl.abs(direction) < 1e-9
-    inverse = 1.0 / tl.where(along, 1.0, direction)
-    t0, t1 = (-1 - origin) * inverse, (1 - origin) * inverse
-    first, last = tl.minimum(t0, t1), tl.maximum(t0, t1)
-    misses = along & (tl.abs(origin) > 1)
-    enter = tl.where(misses, float("inf"), tl.where(along, enter, tl.maximum(enter, first)))
-    return enter, tl.where(along, leave, tl.minimum(leave, last))
-
-
-@triton.jit
-def _camera_ray(cameras, lenses, camera, pixel, width, exists):
-    """Origin and unit direction through a pixel's centre, of world_to_camera (3, 4) and intrinsics (3, 3)."""
-    e, k = cameras + camera * 12, lenses + camera * 9
-    u, v = (pixel % width).to(tl.float32) + 0.5, (pixel // width).to(tl.float32) + 0.5
-    a, b, c = tl.load(k, exists, 1.0), tl.load(k + 1, exists, 0.0), tl.load(k + 2, exists, 0.0)
-    d, f, g = tl.load(k + 3, exists, 0.0), tl.load(k + 4, exists, 1.0), tl.load(k + 5, exists, 0.0)
-    h, i, j = tl.load(k + 6, exists, 0.0), tl.load(k + 7, exists, 0.0), tl.load(k + 8, exists, 1.0)
-    # (u, v, 1) under the adjugate of the intrinsics, over their determinant
-    determinant = a * (f * j - g * i) - b * (d * j - g * h) + c * (d * i - f * h)
-    x = ((f * j - g * i) * u + (c * i - b * j) * v + (b * g - c * f)) / determinant
-    y = ((g * h - d * j) * u + (a * j - c * h) * v + (c * d - a * g)) / determinant
-    z = ((d * i - f * h) * u + (b * h - a * i) * v + (a * f - b * d)) / determinant
-    r00, r01, r02 = tl.load(e, exists, 1.0), tl.load(e + 1, exists, 0.0), tl.load(e + 2, exists, 0.0)
-    r10, r11, r12 = tl.load(e + 4, exists, 0.0), tl.load(e + 5, exists, 1.0), tl.load(e + 6, exists, 0.0)
-    r20, r21, r22 = tl.load(e + 8, exists, 0.0), tl.load(e + 9, exists, 0.0), tl.load(e + 10, exists, 1.0)
-    tx, ty, tz = tl.load(e + 3, exists, 0.0), tl.load(e + 7, exists, 0.0), tl.load(e + 11, exists, 0.0)
-    dx, dy, dz = r00 * x + r10 * y + r20 * z, r01 * x + r11 * y + r21 * z, r02 * x + r12 * y + r22 * z
-    length = 1.0 / tl.sqrt(dx * dx + dy * dy + dz * dz)
-    ox, oy, oz = -(r00 * tx + r10 * ty + r20 * tz), -(r01 * tx + r11 * ty + r21 * tz), -(r02 * tx + r12 * ty + r22 * tz)
-    return ox, oy, oz, dx * length, dy * length, dz * length
-
-
-@triton.jit
-def _ray(origins, directions, ray, exists, near, far, area, width, n, d_size, h_size, w_size, CAMERAS: tl.constexpr):
-    """A ray in voxel units, its depth of entry and its step; the step is 0 where there is nothing to march."""
-    if CAMERAS:
-        ox, oy, oz, dx, dy, dz = _camera_ray(origins, directions, ray // area, ray % area, width, exists)
-    else:
-        o, d = origins + ray * 3, directions + ray * 3
-        ox, oy, oz = tl.load(o, exists, 0.0), tl.load(o + 1, exists, 0.0), tl.load(o + 2, exists, 0.0)
-        dx, dy, dz = tl.load(d, exists, 0.0), tl.load(d + 1, exists, 0.0), tl.load(d + 2, exists, 0.0)
-    enter, leave = tl.zeros_like(ox) + near, tl.zeros_like(ox) + far
-    enter, leave = _clip_axis(ox, dx, enter, leave)
-    enter, leave = _clip_axis(oy, dy, enter, leave)
-    enter, leave = _clip_axis(oz, dz, enter, leave)
-    step = tl.where(exists & (leave > enter), (leave - enter) / n, 0.0)
-    enter = tl.where(step > 0, enter, 0.0)
-    sx, sy, sz = 0.5 * (w_size - 1), 0.5 * (h_size - 1), 0.5 * (d_size - 1)
-    return ((ox + 1) * sx, (oy + 1) * sy, (oz + 1) * sz, dx * sx, dy * sy, dz * sz), enter, step
+from .lines import cut_ray, depth_of
 
 
 @triton.jit
@@ -186,12 +128,56 @@ def _object(b, volume, bricks, d_size, h_size, w_size, SKIP: tl.constexpr, BRICK
 
 
 @triton.jit
-def _depth(i, t0, step, seed_term, first, STRATIFIED: tl.constexpr):
-    """Depth of sample i: the centre of its bin, or a random point in it; `first` numbers a ray's samples."""
-    offset = tl.zeros_like(t0) + 0.5
-    if STRATIFIED:
-        offset = _hash_uniform(seed_term, first + i)
-    return t0 + (i + offset) * step
+def _lanes(r_count, RAYS: tl.constexpr, PARTS: tl.constexpr):
+    """Of a program's threads: the object, the ray among those of all objects, whether there is one, and its part."""
+    b = tl.program_id(1).to(tl.int64)
+    lane = tl.arange(0, RAYS * PARTS)
+    row = tl.program_id(0) * RAYS + lane % RAYS
+    return b, b * r_count + row, row < r_count, lane // RAYS
+
+
+@triton.jit
+def _seed(seeds, seed_term, SEEDS: tl.constexpr):
+    """What `depth_of` takes of the seed: as it was given, or of the one in memory."""
+    if SEEDS:
+        seed_term = tl.load(seeds) * 0x9E3779B9
+    return seed_term
+
+
+@triton.jit
+def _sample(i, part, count, n, active, PARTS: tl.constexpr):
+    """Number of sample i of a part of so many, and whether it is there."""
+    index, wanted = i, active
+    if PARTS > 1:
+        index = part * count + i
+        wanted = active & (index < n)
+    return index, wanted
+
+
+@triton.jit
+def _keep(parts, ray, part, exists, red, green, blue, depth, light, PARTS: tl.constexpr):
+    place = parts + (ray * PARTS + part) * 5
+    tl.store(place, red, exists)
+    tl.store(place + 1, green, exists)
+    tl.store(place + 2, blue, exists)
+    tl.store(place + 3, depth, exists)
+    tl.store(place + 4, light, exists)
+
+
+@triton.jit
+def _joined(parts, ray, before, exists, PARTS: tl.constexpr):
+    """Red, green, blue, depth and light of rays behind so many of their parts."""
+    light = tl.full((ray.shape[0],), 1.0, tl.float32)
+    red = tl.zeros((ray.shape[0],), tl.float32)
+    green, blue, depth = red, red, red
+    for part in tl.static_range(PARTS):
+        place, here = parts + (ray * PARTS + part) * 5, exists & (part < before)
+        red += light * tl.load(place, here, 0.0)
+        green += light * tl.load(place + 1, here, 0.0)
+        blue += light * tl.load(place + 2, here, 0.0)
+        depth += light * tl.load(place + 3, here, 0.0)
+        light *= tl.load(place + 4, here, 1.0)
+    return red, green, blue, depth, light
 
 
 @triton.jit
@@ -213,28 +199,30 @@ def bricks_kernel(volume, bricks, threshold, d_size, h_size, w_size, BRICK: tl.c
 
 
 @triton.jit(do_not_specialize=["seed_term", "n"])
-def forward_kernel(volume, origins, directions, bricks, colour, seen, far_off, near, far, r_count, area, width,
-                   d_size, h_size, w_size, n, seed_term, stop, CAMERAS: tl.constexpr, STRATIFIED: tl.constexpr,
-                   EARLY: tl.constexpr, SKIP: tl.constexpr, KEEP: tl.constexpr, RAYS: tl.constexpr,
-                   BRICK: tl.constexpr):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
-    exists, ray = row < r_count, b * r_count + row
+def forward_kernel(volume, origins, directions, bricks, seeds, colour, seen, far_off, parts, near, far, r_count, area,
+                   width, d_size, h_size, w_size, n, seed_term, stop, CAMERAS: tl.constexpr, STRATIFIED: tl.constexpr,
+                   SEEDS: tl.constexpr, EARLY: tl.constexpr, SKIP: tl.constexpr, KEEP: tl.constexpr,
+                   RAYS: tl.constexpr, PARTS: tl.constexpr, BRICK: tl.constexpr):  # fmt: skip
+    b, ray, exists, part = _lanes(r_count, RAYS, PARTS)
+    seed_term = _seed(seeds, seed_term, SEEDS)
     volume, bricks = _object(b, volume, bricks, d_size, h_size, w_size, SKIP, BRICK)
-    line, t0, step = _ray(origins, directions, ray, exists, near, far, area, width, n, d_size, h_size, w_size, CAMERAS)
-    light, occupancy = tl.full((RAYS,), 1.0, tl.float32), tl.zeros((RAYS,), tl.float32)
-    depth, sums = occupancy, tl.zeros((RAYS, 4), tl.float32)
+    line, t0, step = cut_ray(
+        origins, directions, ray, exists, near, far, area, width, n, d_size, h_size, w_size, CAMERAS
+    )
+    light, occupancy = tl.full((RAYS * PARTS,), 1.0, tl.float32), tl.zeros((RAYS * PARTS,), tl.float32)
+    depth, sums = occupancy, tl.zeros((RAYS * PARTS, 4), tl.float32)
     s0, s1, s2, s3, s4, s5, s6, s7 = sums, sums, sums, sums, sums, sums, sums, sums
-    k0 = tl.full((RAYS,), -1, tl.int32)
+    k0 = tl.full((RAYS * PARTS,), -1, tl.int32)
     k1, k2, k3, k4, k5, k6, k7 = k0, k0, k0, k0, k0, k0, k0
     active, i = step > 0, 0
     running = tl.max(active.to(tl.int32), axis=0) > 0
+    count = (n + PARTS - 1) // PARTS
     while running:
-        t = _depth(i, t0, step, seed_term, ray * n, STRATIFIED)
+        index, wanted = _sample(i, part, count, n, active, PARTS)
+        t = depth_of(index, t0, step, seed_term, ray * n, STRATIFIED)
         cell, k, fractions = _corners(line, t, d_size, h_size, w_size)
-        wanted = active
         if SKIP:
-            wanted = _in_brick(bricks, cell, d_size, h_size, w_size, active, BRICK)
+            wanted = _in_brick(bricks, cell, d_size, h_size, w_size, wanted, BRICK)
         k0, s0 = _load(volume, k[0], k0, s0, wanted, KEEP)
         k1, s1 = _load(volume, k[1], k1, s1, wanted, KEEP)
         k2, s2 = _load(volume, k[2], k2, s2, wanted, KEEP)
@@ -252,11 +240,17 @@ def forward_kernel(volume, origins, directions, bricks, colour, seen, far_off, n
         depth += weight * t
         light = after
         i += 1
-        running = i < n
+        running = i < count
         if EARLY:
             active = active & (light >= stop)
             running = running & (tl.max(active.to(tl.int32), axis=0) > 0)
     _, red, green, blue = _channels(sums)
+    if PARTS > 1:
+        _keep(parts, ray, part, exists, red, green, blue, depth, light, PARTS)
+        tl.debug_barrier()  # all parts of a ray belong to this program
+        red, green, blue, depth, light = _joined(parts, ray, PARTS, exists, PARTS)
+        occupancy = 1 - light
+        exists = exists & (part == 0)
     tl.store(colour + ray * 3, red, exists)
     tl.store(colour + ray * 3 + 1, green, exists)
     tl.store(colour + ray * 3 + 2, blue, exists)
@@ -285,33 +279,40 @@ def _above(colour, seen, far_off, g_colour, g_seen, g_far_off, ray, exists, colo
 
 
 @triton.jit(do_not_specialize=["seed_term", "n"])
-def backward_kernel(volume, origins, directions, bricks, colour, seen, far_off, g_colour, g_seen, g_far_off, grad,
-                    near, far, r_count, area, width, d_size, h_size, w_size, n, seed_term, stop, colour_row, seen_row,
-                    far_off_row, COLOUR: tl.constexpr, SEEN: tl.constexpr, FAR_OFF: tl.constexpr,
-                    CAMERAS: tl.constexpr, STRATIFIED: tl.constexpr, EARLY: tl.constexpr, SKIP: tl.constexpr,
-                    KEEP: tl.constexpr, RAYS: tl.constexpr, BRICK: tl.constexpr):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * RAYS + tl.arange(0, RAYS)
-    exists, ray = row < r_count, b * r_count + row
+def backward_kernel(volume, origins, directions, bricks, seeds, colour, seen, far_off, parts, g_colour, g_seen,
+                    g_far_off, grad, near, far, r_count, area, width, d_size, h_size, w_size, n, seed_term, stop,
+                    colour_row, seen_row, far_off_row, COLOUR: tl.constexpr, SEEN: tl.constexpr, FAR_OFF: tl.constexpr,
+                    CAMERAS: tl.constexpr, STRATIFIED: tl.constexpr, SEEDS: tl.constexpr, EARLY: tl.constexpr,
+                    SKIP: tl.constexpr, KEEP: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr,
+                    BRICK: tl.constexpr):  # fmt: skip
+    b, ray, exists, part = _lanes(r_count, RAYS, PARTS)
+    seed_term = _seed(seeds, seed_term, SEEDS)
     volume, bricks = _object(b, volume, bricks, d_size, h_size, w_size, SKIP, BRICK)
     grad += b * d_size * h_size * w_size * 4
-    line, t0, step = _ray(origins, directions, ray, exists, near, far, area, width, n, d_size, h_size, w_size, CAMERAS)
+    line, t0, step = cut_ray(
+        origins, directions, ray, exists, near, far, area, width, n, d_size, h_size, w_size, CAMERAS
+    )
     red, green, blue, occupancy, depth, later = _above(
         colour, seen, far_off, g_colour, g_seen, g_far_off, ray, exists, colour_row, seen_row, far_off_row,
         COLOUR, SEEN, FAR_OFF)  # fmt: skip
-    light, zero = tl.full((RAYS,), 1.0, tl.float32), tl.zeros((RAYS, 4), tl.float32)
+    light, zero = tl.full((RAYS * PARTS,), 1.0, tl.float32), tl.zeros((RAYS * PARTS, 4), tl.float32)
+    if PARTS > 1:
+        first_red, first_green, first_blue, first_depth, light = _joined(parts, ray, part, exists, PARTS)
+        later -= red * first_red + green * first_green + blue * first_blue + depth * first_depth
+        later -= occupancy * (1 - light)
     s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
     g0, g1, g2, g3, g4, g5, g6, g7 = zero, zero, zero, zero, zero, zero, zero, zero
-    k0 = tl.full((RAYS,), -1, tl.int32)
+    k0 = tl.full((RAYS * PARTS,), -1, tl.int32)
     k1, k2, k3, k4, k5, k6, k7 = k0, k0, k0, k0, k0, k0, k0
     active, i = step > 0, 0
     running = tl.max(active.to(tl.int32), axis=0) > 0
+    count = (n + PARTS - 1) // PARTS
     while running:
-        t = _depth(i, t0, step, seed_term, ray * n, STRATIFIED)
+        index, wanted = _sample(i, part, count, n, active, PARTS)
+        t = depth_of(index, t0, step, seed_term, ray * n, STRATIFIED)
         cell, k, fractions = _corners(line, t, d_size, h_size, w_size)
-        wanted = active
         if SKIP:
-            wanted = _in_brick(bricks, cell, d_size, h_size, w_size, active, BRICK)
+            wanted = _in_brick(bricks, cell, d_size, h_size, w_size, wanted, BRICK)
         k0, s0, g0 = _exchange(volume, grad, k[0], k0, s0, g0, wanted, KEEP)
         k1, s1, g1 = _exchange(volume, grad, k[1], k1, s1, g1, wanted, KEEP)
         k2, s2, g2 = _exchange(volume, grad, k[2], k2, s2, g2, wanted, KEEP)
@@ -333,7 +334,7 @@ def backward_kernel(volume, origins, directions, bricks, colour, seen, far_off, 
         g6, g7 = g6 + push * w[6][:, None], g7 + push * w[7][:, None]
         light = after
         i += 1
-        running = i < n
+        running = i < count
         if EARLY:
             active = active & (light >= stop)
             running = running & (tl.max(active.to(tl.int32), axis=0) > 0)

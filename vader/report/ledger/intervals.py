@@ -16,6 +16,7 @@ STATED = re.compile(rf"\(([^()]*?)({NUMBER}) to ({NUMBER})[^()]*\)")
 ALONE = re.compile(rf"(?<![\w^.,]){NUMBER}(?![\w^])")
 RATIO = re.compile(r"\btimes\b|\bover\b|\brelative to\b")  # of a value that is 1 where there is no difference
 MARGIN = re.compile(r"\((\d+(?:\.\d+)?) dB\)|within (\d+(?:\.\d+)?) dB")  # of a claim: a difference that counts as none
+FACTOR = re.compile(r"within a factor of (\d+(?:\.\d+)?)")  # of a claim about a ratio: what counts as 1
 WIDTH, HEIGHT, EDGE = 260, 34, 8  # of a drawing in pixels, and its margin
 
 
@@ -53,7 +54,12 @@ def intervals(evidence: str) -> list[Interval]:
 
 
 def margin(text: str) -> float:
-    """The difference that a claim lets pass as none, in the unit of its numbers; 0 where it names none."""
+    """The difference that a claim lets pass as none, in the unit of its numbers; 0 where it names none.
+
+    Of a claim about a ratio it is the logarithm of the factor that the claim names.
+    """
+    if factor := FACTOR.search(text):
+        return math.log(float(factor[1]))
     match = MARGIN.search(text)
     return float(match[1] or match[2]) if match else 0.0
 
@@ -70,7 +76,8 @@ def drawing(shown: Interval, verdict: str, passing: float = 0.0) -> str:
     reach = (most - least) or abs(most) or 1.0
     step = (WIDTH - 2 * EDGE) / (1.2 * reach)
     x = {name: round(EDGE + (point - least + 0.1 * reach) * step, 1) for name, point in points.items()}
-    none = "no difference" if not passing else f"no difference, ±{passing:g}"
+    allowed = f"within a factor of {math.exp(passing):.3g}" if shown.neutral == 1 else f"±{passing:g}"
+    none = "no difference" if not passing else f"no difference, {allowed}"
     said = f"{shown.value:g}, interval {shown.low:g} to {shown.high:g}; {none} at {shown.neutral:g}"
     band = f'<rect class="band" x="{x["from"]}" y="2" width="{x["until"] - x["from"]:.1f}" height="20"/>'
     return (

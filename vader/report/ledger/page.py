@@ -10,6 +10,7 @@ from typing import Any
 from ..page import STYLE
 from ..paper import TABLE1, TABLE2, TABLE4
 from ..schema import SYSTEMS, VERDICTS
+from .causes import CAUSES
 from .intervals import drawing, intervals, margin
 
 HERE = Path(__file__).parent
@@ -56,6 +57,8 @@ def _told(claim: dict[str, Any], profile: str) -> dict[str, Any]:
         "words": claim["verdict"].replace("_", " "),
         "stated": stated(claim["id"]),
         "drawn": drawn,
+        "cause": {**claim["cause"], "words": CAUSES[claim["cause"]["cause"]]} if "cause" in claim else None,
+        "uncommitted": claim["commit"].endswith("+"),
         "page": f"{claim['notebook']}.{profile}.html#{claim['id']}",
         "key": html.escape(f"{profile}.{claim['notebook']}.{claim['id']}"),
     }

@@ -22,19 +22,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..autodecoder.reconstruction import load_autodecoder
-from ..data import SequenceSet
-from ..diffusion.denoising import Denoising, extract_latents
-from ..diffusion.edm import Denoiser
-from ..diffusion.normalization import NORMALIZED_IQR, RobustStatistics
-from ..report import decide, seed_interval
-from ..settings.checks import require
-from ..settings.experiment import Experiment
-from ..stages import autodecoder_run
-from ..store import runs
-from ..store.files import read_weights, save_weights
-from ..store.runs import Run
-from ..training import LOG_POINTS, fit, select_device
+from ...autodecoder.reconstruction import load_autodecoder
+from ...data import SequenceSet
+from ...diffusion.denoising import Denoising, extract_latents
+from ...diffusion.edm import Denoiser
+from ...diffusion.normalization import NORMALIZED_IQR, RobustStatistics
+from ...report import decide, seed_interval
+from ...settings.checks import require
+from ...settings.experiment import Experiment
+from ...stages import autodecoder_run
+from ...store import runs
+from ...store.files import read_weights, save_weights
+from ...store.runs import Run
+from ...training import LOG_POINTS, fit, select_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

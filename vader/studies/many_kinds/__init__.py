@@ -1,0 +1,1 @@
+"""Many kinds of objects in one model: photographed ones (Figure 4), and what limits their reconstruction (Table 3)."""
