@@ -190,6 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
     views = f"{data.train_views} training and {data.heldout_views} held-out views"
     print(f"{data.folder}: {train} training and {test} held-out objects, {views} each")
     print(f"digest {data.digest}, pixels {data.pixel_checksum}")
+    for item in data if given.own_name or given.name in DOWNLOADED else ():
+        if lacking := item.attributes.get("missing_textures"):
+            print(f"object {item.key!r} is drawn without {', '.join(map(repr, lacking))}: no such texture is there")
     _say_cut(data)
     if given.own_name and not isinstance(data[0], Video):
         _check(data, given.check)

@@ -193,6 +193,28 @@ def test_pictures_of_another_shape_than_their_camera_are_left_out(table, tmp_pat
     )
 
 
+@pytest.mark.parametrize(("fields", "expected"), [({}, "shape"), ({"fl_x": 95.0}, "size")])
+def test_pictures_that_one_camera_cannot_have_taken_are_left_out(table, tmp_path, fields, expected):
+    """No w and h say which of them the camera is for."""
+    folder = write(tmp_path / "a", table, fields=(lambda view: fields if view is None else {}) if fields else None)
+    pictures = folder / "train"
+    Image.fromarray(straight(table)[2]).resize((90, 64)).save(pictures / "r_2.png")
+    Image.fromarray(straight(table)[5]).resize((128, 128)).save(pictures / "r_5.png")
+    left = read(scan(tmp_path)[0], SOFT).attributes["left_out"]
+    assert list(left) == ["2: ./train/r_2", *(["5: ./train/r_5"] if fields else [])], "an angle fits any size"
+    assert f"picture is 90x64 pixels and the first one 64x64, expected one {expected}" in left["2: ./train/r_2"]
+
+
+def test_a_picture_is_taken_once_however_often_it_is_named(table, tmp_path):
+    """Else a held-out view might be one of those to train on."""
+    folder = write(tmp_path / "a", table)
+    edit(folder, lambda c: c["frames"].extend(c["frames"][3:5]))
+    found = read(scan(tmp_path)[0], SOFT)
+    check(found, table)
+    assert list(found.attributes["left_out"]) == ["14: ./train/r_3", "15: ./train/r_4"]
+    assert "file_path './train/r_3' is that of frames[3] as well" in found.attributes["left_out"]["14: ./train/r_3"]
+
+
 def test_stored_pixels_are_the_cameras_whatever_exif_says(wide_table, tmp_path):
     write(tmp_path / "a", wide_table, "transforms.json", fields=of_each_view(wide_table))
     exif = Image.Exif()

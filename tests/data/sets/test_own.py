@@ -187,6 +187,18 @@ def test_a_texture_that_changed_makes_another_set(tmp_path):
     assert digests[0] != digests[1]
 
 
+def test_a_texture_that_is_not_there_is_said(tmp_path, capsys):
+    pytest.importorskip("pyvista", reason="extra 'data'")
+    (tmp_path / "m").mkdir()
+    corners = "v -1 -1 -1\nv 1 -1 -1\nv 0 1 0\nv 0 0 1\nvt 0 0\n"
+    (tmp_path / "m" / "a.obj").write_text(
+        f"mtllib a.mtl\n{corners}usemtl m\nf 1/1 2/1 3/1\nf 1/1 2/1 4/1\nf 1/1 3/1 4/1\n"
+    )
+    (tmp_path / "m" / "a.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
+    assert vader(["data", str(tmp_path / "m"), "--name", "bare", "--profile", "smoke", "--workers", "1"]) == 0
+    assert "object 'a' is drawn without 'gone.png': no such texture is there" in capsys.readouterr().out
+
+
 def test_tars_of_a_folder_in_parts_train_by_their_name(folder, mugs, capsys):
     pytest.importorskip("webdataset")
     command = ["data", str(folder), "--name", "cups", "--profile", "smoke", "--workers", "1"]

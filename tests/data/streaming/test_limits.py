@@ -15,7 +15,7 @@ from tests.data.formats.rendered import orbit
 from tests.data.formats.rendered import pictured as rendered
 from tests.data.formats.test_posed_layouts import write_srn
 from vader.data import transient
-from vader.data.formats import Scene, walk
+from vader.data.formats import Placing, Scene, walk
 from vader.data.formats.shared import images
 from vader.data.prepared import DataError
 from vader.data.sets.own import prepare_folder
@@ -86,7 +86,9 @@ def test_limits_rules_and_a_judge_make_one_set_of_one_report(source, tmp_path, w
             assert (a.key, a.split, a.pixel_checksum()) == (b.key, b.split, b.pixel_checksum())
     files = [{f.name: f.read_bytes() for f in data.folder.glob("*.tar")} for data in (tars, joined)]
     assert files[0] == files[1] and sorted(files[0]) == sorted({tars.shard(row).name for row in range(len(tars))})
+    assert [s.split for s in memory] == sorted((s.split for s in memory), reverse=True), "held-out objects come last"
     report, kept = report_of(memory), {s.key for s in memory}
+    assert {folder.name for folder in (memory.folder / "objects").iterdir()} == kept, "and nothing else lies there"
     assert not kept & {key for keys in report["dropped_objects"].values() for key in keys}
     assert report["found"] == 24 == report["kept"] + sum(report["dropped"].values()) + report["not_needed"]
     assert report["kept"] == len(memory) == len(tars) and set(report["mask_fit"]["levels"]) >= kept
@@ -146,6 +148,68 @@ def test_parts_of_other_settings_are_not_joined(source, tmp_path, name, value):
     with pytest.raises(DataError, match="shards are missing .* prepare part 2/2 first"):
         prepare(source, tmp_path, Join(), **options)
     assert len(list(tmp_path.glob("*.partial"))) == 2
+
+
+@pytest.mark.parametrize("gone", ["000001.tar", "ledger/000001.npz", "ledger/000001.jsonl"])
+def test_a_unit_of_which_a_file_is_gone_is_read_again_and_not_joined_before(source, tmp_path, gone):
+    options = {"limited": True, "read": read, "judge": Verdict, "config": dataclasses.replace(CONFIG, num_objects=99)}
+    expected = prepare(source, tmp_path / "whole", **options)
+    for number in (1, 2):
+        part = prepare(source, tmp_path / "data", Part(number, 2), **options)
+    (part.folder / gone).unlink()
+    with pytest.raises(DataError, match=r"1 of 8 shards are missing \(000001\), expected all; prepare part 1/2 first"):
+        prepare(source, tmp_path / "data", Join(), **options | {"read": never})
+    assert not list((tmp_path / "data").glob("*/manifest.jsonl")), "half a set has no manifest"
+    prepare(source, tmp_path / "data", Part(1, 2), **options)
+    joined = prepare(source, tmp_path / "data", Join(), **options | {"read": never})
+    assert (joined.checksum, report_of(joined)) == (expected.checksum, report_of(expected))
+
+
+def test_sets_in_memory_and_of_tars_of_any_size_do_not_get_in_each_others_way(source, tmp_path):
+    sets = [prepare(source, tmp_path, objects_per_shard=size, limited=True, read=read) for size in (None, 3, 2, 3)]
+    names = [data.folder.name for data in sets]
+    assert names == [names[0], f"{names[0]}-by3", f"{names[0]}-by2", f"{names[0]}-by3"]
+    assert [len(list(data.folder.glob("*.tar"))) > 0 for data in sets] == [False, True, True, True]
+
+
+def test_a_fault_of_any_part_is_an_error_where_one_is_strict_when_they_are_joined(source, tmp_path):
+    options = {"limited": True, "read": read}
+    for number in (1, 2):
+        prepare(source, tmp_path, Part(number, 2), **options)
+    with pytest.raises(DataError, match="is broken, expected a whole one"):
+        prepare(source, tmp_path, Join(), strict=True, **options | {"read": never})
+
+
+CHANGES = {
+    "caption": lambda scene: dataclasses.replace(scene, caption=f"{scene.caption} of wood"),
+    "attributes": lambda scene: dataclasses.replace(scene, attributes={"category": "chair"}),
+    "placing": lambda scene: dataclasses.replace(scene, placing=Placing(scale=2.0)),
+    "key": lambda scene: dataclasses.replace(scene, key=f"x{scene.key}"),
+    "split": lambda scene: dataclasses.replace(scene, split="train" if scene.key == "object-00" else scene.split),
+    "nothing": lambda scene: scene,
+    "its place": lambda scene: dataclasses.replace(scene, root=scene.place),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_is_said_of_objects_and_what_they_are_decides_which_set_it_is(tmp_path, what):
+    """Objects 0 and 1 are test objects. Swapped captions are another set."""
+    source = write(tmp_path / "toys", 5)
+
+    def scenes():
+        for number, scene in enumerate(walk(source, "srn")):
+            split = "test" if number < 2 else "train"
+            yield dataclasses.replace(scene, caption=f"chair {number}", split=split)
+
+    def drawn(scene, _options):
+        return dataclasses.replace(pictured(scene.key[-9:], "x", scene.split), key=scene.key), None
+
+    first = prepare(source, tmp_path / "data", read=drawn, scenes=scenes())
+    second = prepare(source, tmp_path / "data", read=drawn, scenes=map(CHANGES[what], scenes()))
+    assert (first.digest == second.digest) == (what in ("nothing", "its place"))
+    swapped = {"chair 2": "chair 3", "chair 3": "chair 2"}
+    other = (dataclasses.replace(s, caption=swapped.get(s.caption, s.caption)) for s in scenes())
+    assert prepare(source, tmp_path / "data", read=drawn, scenes=other).digest not in (first.digest, second.digest)
 
 
 def test_settings_are_those_of_the_first_objects_until_these_change(tmp_path):

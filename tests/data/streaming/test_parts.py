@@ -71,8 +71,8 @@ def prepare(source: Path, root: Path, part: Part | Join | None = None, read=read
     """options: of `prepare_found`, and fields of `Found`. All objects are wanted unless one says otherwise."""
     options = {"objects_per_shard": PER_SHARD, "workers": 1} | options
     fields = {f.name: options.pop(f.name) for f in dataclasses.fields(Found) if f.name in options}
-    fields = {"limited": False, "looked_at": 1, "read": read} | fields
-    found = Found("own", source, walk(source, "srn"), Options(), {"format": "srn"}, Sieve(), **fields)
+    fields = {"limited": False, "looked_at": 1, "read": read, "scenes": walk(source, "srn")} | fields
+    found = Found("own", source, fields.pop("scenes"), Options(), {"format": "srn"}, Sieve(), **fields)
     return prepare_found(config, found, root=root, part=part, **options)
 
 

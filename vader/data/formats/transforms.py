@@ -24,7 +24,7 @@ from ...rendering.cameras import Cameras
 from ..prepared import DataError, read_json
 from ..sequence import Sequence
 from ..transient import unusable
-from .shared.images import SUFFIXES
+from .shared.images import SUFFIXES, same_shape
 from .shared.lenses import Lens
 from .shared.scenes import Options, Places, Scene, View, assemble, folders, inside, rigid, sampled
 
@@ -37,6 +37,7 @@ Z_UP_TO_Y_UP = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE")
 RADIAL = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 FISHEYES = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+OF_A_CAMERA = {"fl_x", "camera_angle_x", "w", "h"}  # fields of a frame with a camera of its own
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
@@ -63,7 +64,7 @@ def read(scene: Scene, options: Options) -> Sequence:
     if not isinstance(frames, list) or not frames:
         raise DataError(f"{file}: object {scene.key!r}: frames is empty, expected a list with one entry per view")
     pictures = Path(scene.files.get("pictures", scene.place))
-    views, faults = [], {}
+    views, faults, named, first = [], {}, {}, None
     for i, frame in enumerate(frames):
         what = f"{file}: object {scene.key!r}: frames[{i}]"
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
@@ -73,8 +74,13 @@ def read(scene: Scene, options: Options) -> Sequence:
         try:
             if picture is None:
                 raise DataError(f"{what}: file_path {frame['file_path']!r} does not exist, expected a picture")
+            if (other := named.setdefault(picture, i)) != i:  # or a held-out view might be one of those to train on
+                raise DataError(f"{what}: file_path {frame['file_path']!r} is that of frames[{other}] as well")
             to_world = rigid(frame.get("transform_matrix"), f"{what}: transform_matrix")
-            k, size, lens = camera({**content, **frame}, what, lambda p=picture: _size(p), options)
+            k, size, lens = camera({**content, **frame}, what, lambda p=picture, w=what: _size(p, w), options)
+            if not frame.keys() & OF_A_CAMERA:
+                first = first or size
+                _require_alike(size, first, "fl_x" in content, what)
         except DataError as error:
             faults[f"{i}: {frame['file_path']}"] = unusable(error)
             continue
@@ -82,6 +88,17 @@ def read(scene: Scene, options: Options) -> Sequence:
             View(f"{i}: {frame['file_path']}", picture, np.linalg.inv(to_world @ OPENGL), k, size, mask, lens=lens)
         )
     return assemble(scene, views, faults, options)
+
+
+def _require_alike(size: tuple[int, int], first: tuple[int, int], in_pixels: bool, what: str) -> None:
+    """Raises DataError where a picture is of another shape than the first one, or, if their focal length is given in
+    pixels, of another size: one camera cannot have taken both."""
+    if size != first and (in_pixels or not same_shape(size, first)):
+        (h, w), (height, width) = size, first
+        raise DataError(
+            f"{what}: picture is {w}x{h} pixels and the first one {width}x{height}, expected one "
+            f"{'size' if in_pixels else 'shape'}: all frames have one camera, and no w and h say for which"
+        )
 
 
 def picture_at(path: Path) -> Path | None:
@@ -104,13 +121,13 @@ def _mask(scene: Scene, frame: dict[str, Any], pictures: Path, picture: Path | N
     return next((place for place in places if place.is_file()), None)
 
 
-def _size(picture: Path) -> tuple[int, int]:
+def _size(picture: Path, what: str) -> tuple[int, int]:
     """(height, width) from a picture's head."""
     try:
         with Image.open(picture) as image:
             return image.height, image.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{picture}: cannot be decoded, expected a picture ({error})") from error
+        raise DataError(f"{what}: {picture} cannot be decoded, expected a picture ({error})") from error
 
 
 # ---------------------------------------------------------------------------------------- one camera
