@@ -532,6 +532,7 @@ for rays, size, dtype, samples, seed, stop, skip, keep, bounds in [
     (33, (3, 4, 5), float32, 11, 2**31 - 3, 0.0, False, True, {"parts": 4, "drawn": True}),
     (20, (3, 12, 9), float32, 9, 4, 0.0, True, True, {"parts": 2}),
     (5, (2, 3, 5), bfloat16, 3, -1, 0.0, False, False, {"parts": 4}),
+    (4, (2, 2, 2), float32, 3, -1, 0.0, False, True, {}),  # every ray reaches every voxel, the first one, too
 ]:
     volume, *where = scene(rays, 2, max(rays, 8), size, density=30.0 if stop else 4.0, dtype=dtype)
     where = [x[:, -rays:].contiguous() for x in where]
