@@ -131,7 +131,7 @@ def extra_files(scene: Scene) -> list[Path]:
 
 
 def _develop(
-    scene: Scene, options: Options, work: Path, counts: videos.Counts
+    scene: Scene, options: Options, work: Path, counts: videos.Counts | None = None
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Write pictures and masks; returns their names there with the names they had, and the faults of others. counts:
     of a video, is filled."""
@@ -176,7 +176,7 @@ def _mask_file(scene: Scene, folder: Path, picture: Path) -> Path | None:
     return next((place / n for place in places for n in names if (place / n).is_file()), None)
 
 
-def _of_video(scene: Scene, options: Options, counts: videos.Counts) -> Iterator[Masked]:
+def _of_video(scene: Scene, options: Options, counts: videos.Counts | None) -> Iterator[Masked]:
     wanted = options.frames or min(FRAMES, len(videos.time_stamps(scene.place)))
     yield from videos.frames_of_file(scene, replace(options, frames=wanted), counts)
 
