@@ -195,6 +195,15 @@ def test_subjects_move_as_the_videos_beside_them(store):
         assert work.exhibit.volume.shape[0] == 4 and work.exhibit.distance == 10.5
 
 
+def test_nothing_is_trained_where_the_run_that_a_run_started_from_is_gone(store, tmp_path, monkeypatch):
+    [shown] = finding.find("smoke", [VIDEOS])[0]
+    folder = tmp_path / "runs" / shown.runs[0].folder.name
+    shutil.copytree(shown.runs[0].folder, folder)
+    monkeypatch.setenv("VADER_RUNS", str(folder.parent))
+    assert list(rows(VIDEOS)) == ["driven", "reconstructions"]
+    assert [one.name for one in folder.parent.iterdir() if one.suffix != ".lock"] == [folder.name]
+
+
 # ------------------------------------------------------------------------------------------------------ the command
 
 

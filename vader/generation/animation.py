@@ -183,14 +183,17 @@ class Animator:
         raise PoseError(f"video {video!r} is no training video{hint}, expected 0 to {len(keys) - 1} or a key of one")
 
 
-def load_animator(config: Experiment, data: SequenceSet, device: str = "auto") -> Animator:
-    """The articulated model of an experiment from the run store, trained first where there is none."""
+def load_animator(config: Experiment, data: SequenceSet, device: str = "auto", run: Run | None = None) -> Animator:
+    """The articulated model of an experiment from the run store, trained first where there is none.
+
+    run: of stage 1, where it is known: the run that it started from need not be there.
+    """
     from ..stages import autodecoder_run
     from ..training import select_device
 
     if not config.articulated:
         raise PoseError("lbs_channels is 0, expected an experiment on articulated subjects")
-    run, chosen = autodecoder_run(config, data, device), select_device(device)
+    run, chosen = run or autodecoder_run(config, data, device), select_device(device)
     model, pose_model = load_autodecoder(run, config, chosen), load_pose_model(run, config, chosen)
     return Animator(config, data, run, model, pose_model, chosen)
 

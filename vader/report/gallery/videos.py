@@ -26,7 +26,7 @@ def hall(found: Found, device: str, step: Callable[[str], None]) -> Hall:
     """Everything that is shown of a set of videos. step: told what is done, once for each row."""
     config, data = found.config, prepare(found.config.data)
     check_data(found, data.digest)
-    animator = load_animator(config, data, device)
+    animator = load_animator(config, data, device, found.runs[0])
     videos = list(data.split("train"))
     rows, facts = [], (("run of stage 1", animator.run.digest),)
     for title, make in (("Driven by another video", _driven), ("Reconstructions", _reconstructed)):
