@@ -186,6 +186,9 @@ CHANGES = {
     "placing": lambda scene: dataclasses.replace(scene, placing=Placing(scale=2.0)),
     "key": lambda scene: dataclasses.replace(scene, key=f"x{scene.key}"),
     "split": lambda scene: dataclasses.replace(scene, split="train" if scene.key == "object-00" else scene.split),
+    "splits of two": lambda scene: dataclasses.replace(
+        scene, split={"object-00": "train", "object-02": "test"}.get(scene.key, scene.split)
+    ),
     "nothing": lambda scene: scene,
     "its place": lambda scene: dataclasses.replace(scene, root=scene.place),
 }
