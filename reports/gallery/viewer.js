@@ -205,8 +205,8 @@ function camera({ azimuth, elevation, distance }) {
 
 // The page: which object is shown, from where and how; mouse, touch, keys and buttons turn it.
 
-const SETTLE = 60;            // milliseconds without input after which the full picture is drawn
-const FRAME = 40;             // milliseconds that a picture may take while it moves
+const SETTLE = 25;            // milliseconds without input after which the full picture is drawn
+const FRAME = 30;             // milliseconds that a picture may take while it moves
 const SIZES = [96, 128, 192, 256, 384, 512];  // of pictures while it moves; the last is the least of one at rest
 const LARGER = [1024, 768];   // at rest, on a screen that has room for it and a graphics card that is quick
 const STEP = 5;               // degrees of a key
@@ -318,8 +318,9 @@ class Viewer {
       this.pose.azimuth -= TURN * clamp((now - this.turning) / 1000, 0, 0.1);
       this.turning = now;
     }
-    if (!this.turning && performance.now() - this.moved >= SETTLE) return this.settle();
-    if (this.turning || this.drawnFor !== this.moved) {
+    const drawn = this.drawnFor === this.moved;
+    if (!this.turning && drawn && performance.now() - this.moved >= SETTLE) return this.settle();
+    if (this.turning || !drawn) {
       this.drawnFor = this.moved;
       this.draw(SIZES.findLast((size) => this.cost * size ** 2 <= FRAME) ?? SIZES[0]);
     }
