@@ -195,6 +195,8 @@ UNCOMMITTED = {
     "furniture_tables-autodecoder-bdd3907fc907",
     "household-autodecoder-f7e3608d721c",
     "puppets-autodecoder-c84aed9fef02",
+    "table1-furniture.laptop.json",  # only in their own pictures, which counted as changes then
+    "table4-furniture.laptop.json",
 }
 GONE = {"figure7-furniture.laptop.json"}  # its commit was never pushed
 

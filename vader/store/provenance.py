@@ -19,13 +19,19 @@ PACKAGES = (  # whose version can change a number
 )
 
 
+WRITTEN = (":(exclude,glob)reports/*.png", ":(exclude,glob)reports/*.html")  # by reports: nothing reads them
+
+
 def commit() -> str | None:
-    """The checkout's commit, with a '+' behind it where tracked files differ from it; None outside a checkout."""
+    """The checkout's commit, with a '+' behind it where tracked files differ from it; None outside a checkout.
+
+    Pages and pictures of reports do not count: a report draws its own before it asks.
+    """
     if not (project_root() / ".git").exists():
         return None
     try:
         head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
