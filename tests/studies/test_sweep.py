@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -228,10 +229,13 @@ def test_a_sweep_in_processes_passes_sigterm_on(small, tmp_path, monkeypatch):
 
 def interrupted_work(job):
     """Have the sweep told to stop, as a user does, and train until it passes that on, which it does once: a job that
-    is begun after another was told ends soon by itself."""
+    is begun after another was told ends soon by itself. Only the first one tells: when a later one begins, the sweep
+    may have ended, and with it what takes the signal."""
     file = job[3]
     with sigterm_noted() as told_to_stop:
-        os.kill(os.getppid(), signal.SIGTERM)
+        with contextlib.suppress(FileExistsError):
+            (file.parent / "asked").touch(exist_ok=False)
+            os.kill(os.getppid(), signal.SIGTERM)
         deadline = time.monotonic() + 60
         while not told_to_stop and time.monotonic() < deadline:
             if any(file.parent.glob("told-*")):
