@@ -8,11 +8,10 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import bundle, contest, device, full_size, preparation, renderer, sampler, shards, training
+from tests.benchmarks import contest, device, full_size, preparation, renderer, sampler, shards, training
 from tests.ranks import shared_experiment
 from tests.report.test_reports import faults_of_benchmark
 from vader.data import load_shards
@@ -192,18 +191,6 @@ def test_the_phases_before_training_fit_the_time_and_trainings_are_told_what_is_
     assert device.main(["--device", "cpu", "--out", str(tmp_path), "--seconds", "100"]) == 0
     log = (tmp_path / "one-two.log").read_text().splitlines()
     assert log[0].startswith("== 20") and log[1] in ("84 cpu", "85 cpu") and (tmp_path / "one-two.done").exists()
-
-
-def test_the_bundle_of_a_bare_machine_has_the_network_in_half_the_bytes(tmp_path, monkeypatch, capsys):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "views.tar").write_bytes(bytes(1000))
-    monkeypatch.setattr(bundle, "resolve", lambda need: None)
-    monkeypatch.setattr(bundle, "load_state", lambda found: {"0.weight": torch.arange(8.0)})
-    assert bundle.main(tmp_path) == 0
-    [kept] = load_file(tmp_path / "weights" / "vgg16_features.safetensors").values()
-    assert kept.dtype == torch.float16 and torch.equal(kept.float(), torch.arange(8.0))
-    monkeypatch.setattr(bundle, "MOST_VIEWS", 999)
-    assert bundle.main(tmp_path) == 1 and "expected at most" in capsys.readouterr().out
 
 
 def test_numbers_of_a_device_come_one_by_one():

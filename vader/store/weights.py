@@ -178,13 +178,14 @@ def vgg_features(network: str = "vgg19", path: str | Path | None = None) -> nn.S
     """The frozen torchvision `features` of a VGG up to and including relu5_1.
 
     Input (b, 3, h, w), normalised by `IMAGENET_MEAN` and `IMAGENET_STD`, h and w at least 16; the outputs
-    of Eq. 1 are those of the modules at `vgg_relu_indices(network)`. Raises `WeightsError`.
+    of Eq. 1 are those of the modules at `vgg_relu_indices(network)`. A file may end there. Raises `WeightsError`.
     """
     if network not in VGG_BLOCKS:
         raise WeightsError(f"no VGG is called {network!r}; known are {sorted(VGG_BLOCKS)}")
     resolved = resolve(network, path)
-    layers = fit(vgg_layers(network), load_state(resolved, "features."), resolved, unused=("classifier.",))
-    return layers[: vgg_relu_indices(network)[-1] + 1].eval()
+    whole, end = vgg_layers(network), vgg_relu_indices(network)[-1] + 1
+    later = tuple(f"{k}." for k in range(end, len(whole)))
+    return fit(whole[:end], load_state(resolved, "features."), resolved, unused=("classifier.", *later))
 
 
 def vgg_layers(network: str) -> nn.Sequential:
