@@ -166,6 +166,9 @@ def test_a_device_that_is_not_there():
         pytest.skip("this machine has CUDA")
     with pytest.raises(RunError, match="finds no CUDA device"):
         select_device("cuda")
+    for name in ("gpu", "cuda:first", ""):
+        with pytest.raises(RunError, match=f"device is '{name}', expected auto, cpu, cuda or cuda:N"):
+            select_device(name)
     assert select_device("auto").type == "cpu"
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
 
-runs the parts (renderer, sampler, stage1, full_size, shards, preparation, training, chamfer, features; all that use
-the device unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`; a selection
-is only printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines,
-their contests are left out and the report says so.
+runs the parts (renderer, skipping, sampler, stage1, full_size, shards, preparation, training, chamfer, features; all
+that use the device unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`.
+A selection is only printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU
+machines, their contests are left out and the report says so.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from vader.settings.table5 import PAPER
 from vader.store.files import write_file, write_json
 from vader.store.paths import reports_dir
 from vader.store.provenance import device_name, environment
-from vader.store.runs import utc_now
+from vader.store.runs import RunError, utc_now
 from vader.training import select_device
 
-from . import chamfer, features, full_size, preparation, renderer, sampler, shards, stage1, training
+from . import chamfer, features, full_size, preparation, renderer, sampler, shards, skipping, stage1, training
 from .contest import Quantity
 
 Part = tuple[list[dict], list[Quantity], dict[str, dict[str, list[tuple[float, float]]]]]  # rows, quantities, curves
@@ -61,6 +61,11 @@ def run_full_size(device: torch.device) -> Part:
 
 
 # Those that follow, but the last, use no GPU, and are left out of the report of one.
+def run_skipping(device: torch.device) -> Part:
+    rows, quantities = skipping.gains()
+    return rows + skipping.kept(), quantities, {}
+
+
 def run_shards(device: torch.device) -> Part:
     return [], shards.startup(), {}
 
@@ -87,13 +92,14 @@ PARTS: dict[str, tuple[Callable[[torch.device], Part], tuple[str, ...]]] = {  # 
     "sampler": (run_sampler, ()),
     "stage1": (run_stage1, ()),
     "full_size": (run_full_size, ()),
+    "skipping": (run_skipping, ("numba",)),
     "shards": (run_shards, ("webdataset",)),
     "preparation": (run_preparation, ("webdataset",)),
     "training": (run_training, ()),
     "chamfer": (run_chamfer, ("pytorch3d", "numba")),
     "features": (run_features, ("torch_fidelity",)),
 }
-CPU_ONLY = ("shards", "preparation", "training", "chamfer")
+CPU_ONLY = ("skipping", "shards", "preparation", "training", "chamfer")
 
 
 def plot(curves: dict[str, dict[str, list[tuple[float, float]]]], title: str):
@@ -122,7 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     torch.set_num_threads(options.threads)
-    device = select_device(options.device)
+    try:
+        device = select_device(options.device)
+    except RunError as error:
+        parser.error(str(error))
 
     rows: list[dict] = []
     quantities: list[Quantity] = []

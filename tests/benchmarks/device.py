@@ -34,9 +34,9 @@ from vader.settings.experiment import Experiment
 from vader.settings.profiles import experiment
 from vader.settings.table5 import PAPER
 from vader.store.provenance import device_name
-from vader.store.runs import utc_now
+from vader.store.runs import RunError, utc_now
 from vader.studies.scaling import noise_pictures
-from vader.training import graphs
+from vader.training import graphs, select_device
 
 from . import renderer, sampler, stage1
 from .contest import alternate
@@ -267,8 +267,9 @@ def run_phase(name: str, options: argparse.Namespace, left: float) -> bool:
         parts = phase.tiny if options.tiny else phase.command
         command = [part.format(device=options.device, seconds=max(1, limit - RESERVE)) for part in parts]
     begun, places = time.monotonic(), {}
-    if options.tiny:  # nothing of a rehearsal is taken for a result
+    if options.tiny:  # nothing of a rehearsal is taken for a result; views are those of the bundle, where there is one
         places = {f"VADER_{name.upper()}": str(options.out.resolve() / name) for name in ("runs", "data")}
+        places["VADER_DATA"] = os.environ.get("VADER_DATA") or places["VADER_DATA"]
     with open(options.out / f"{file_name(name)}.log", "ab") as log:
         log.write(f"== {utc_now()} at most {limit} s: {' '.join(command)}\n".encode())
         log.flush()
@@ -311,8 +312,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="PHASE", choices=PHASES, help="some phases (default: all)")
     parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is cuda, but torch finds no CUDA device; --tiny --device cpu runs without one")
+    try:
+        select_device(options.device)
+    except RunError as error:
+        parser.error(f"{error}; --tiny --device cpu runs without one")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.phase:
         for result in PHASES[options.phase].work(torch.device(options.device), options.tiny):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import contest, device, full_size, preparation, renderer, sampler, shards, training
+from tests.benchmarks import contest, device, full_size, preparation, renderer, sampler, shards, skipping, training
 from tests.ranks import shared_experiment
 from tests.report.test_reports import faults_of_benchmark
+from tests.tiny import tiny_experiment
+from vader.autodecoder.reconstruction import Autodecoder
 from vader.data import load_shards
+from vader.rendering import cpu
 from vader.settings.profiles import experiment
 from vader.settings.table5 import PAPER
+from vader.store.files import save_weights
 from vader.store.runs import RunError
 from vader.store.weights import vgg_layers, vgg_relu_indices
 from vader.studies.scaling import Steps
@@ -32,6 +37,31 @@ def test_renderers_agree_and_are_timed():
     rows = renderer.compare(SMALL, CPU, repeats=1, memory=False)
     assert faults_of_benchmark({"rows": rows}) == []
     assert {row["against"] for row in rows} == {"reference (grid_sample)", "pytorch3d"}
+
+
+@needs_numba
+def test_skipping_is_measured_on_a_fresh_and_on_a_trained_volume(tmp_path):
+    config = tiny_experiment()
+    model = Autodecoder(config, config.data.num_objects)
+    nn.init.constant_(model.decoder.head.bias[:1], -9.0)  # nothing anywhere
+    save_weights(tmp_path / "autodecoder.safetensors", model, config)
+    rows, quantities = skipping.gains(config, tmp_path / "autodecoder.safetensors", repeats=1)
+    assert faults_of_benchmark({"rows": rows}) == [] and len(rows) == 12  # two volumes, three works, two clocks
+    assert {row["system"] for row in rows} == {"skipping"}
+    fresh, trained = (quantity.value for quantity in quantities)
+    assert fresh < 0.5 and trained > 0.99
+
+
+@needs_numba
+def test_the_backward_that_keeps_sums_is_the_kernels_own_with_other_stores(monkeypatch):
+    source = Path(cpu.__file__).read_text()
+    kept = skipping.kept_source(source)
+    compile(kept, "kept", "exec")
+    assert kept.count("load8(g, held") == 8 and kept.count("_add_to_cell(g") == source.count("_add_to_cell(g") - 1
+    monkeypatch.setattr(skipping, "kept_kernels", lambda: cpu)  # compiling it takes a minute
+    assert faults_of_benchmark({"rows": skipping.kept((SMALL,), repeats=1)}) == []
+    with pytest.raises(AssertionError, match="written in another way"):
+        skipping.kept_source(source.replace("_add_to_cell(g", "_put(g"))
 
 
 @needs_numba
@@ -211,7 +241,11 @@ def test_a_phase_out_of_time_is_missing_and_said(tmp_path, monkeypatch, capsys):
 def test_without_a_cuda_device_the_run_says_what_runs(capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(SystemExit):
+            device.main(["--out", str(tmp_path / "new"), "--device", name])
+        assert "torch finds no CUDA device; --tiny --device cpu runs without one" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        device.main(["--out", str(tmp_path / "new")])
-    assert "torch finds no CUDA device; --tiny --device cpu runs without one" in capsys.readouterr().err
+        command.main(["renderer", "--device", "cuda"])
+    assert "device is 'cuda', but this torch finds no CUDA device" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

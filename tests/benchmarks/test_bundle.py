@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.benchmarks import bundle
 from tests.tiny import balls, tiny_experiment
 from vader.data import load_set, prepare
-from vader.data.pipeline import SetWriter
+from vader.data.pipeline import SetWriter, prepare_set
 from vader.data.sets import furniture
 from vader.settings.profiles import experiment
 from vader.store.weights import vgg_features, vgg_layers, vgg_relu_indices
@@ -111,6 +111,9 @@ def test_a_machine_without_catalogues_finds_the_views_by_their_settings(packing,
     monkeypatch.setattr(furniture, "read_catalogues", in_vain)
     found = prepare(config, root=tmp_path / "data")
     assert found.folder == tmp_path / "data" / whole.folder.name and found.digest == whole.digest
+    identity = (config, {"rendering": furniture.rendering()}, {one.key: one.key for one in whole})
+    again = prepare_set(*identity, in_vain, root=tmp_path / "data")  # with catalogues, nothing is rendered either
+    assert again.folder == found.folder and again.pixel_checksum == whole.pixel_checksum
 
 
 def in_vain(source):

@@ -62,11 +62,12 @@ def test_the_faster_one_is_taken_and_measured_once_for_a_shape():
     for batch in (2, 3, 2, 3):
         x = torch.randn(batch, 2, 4, 4, 4)
         torch.testing.assert_close(either(x), conv(x), rtol=1e-5, atol=1e-5)
-    assert [key[0] for key, _ in either.chosen.items()] == [(2, 2, 4, 4, 4), (3, 2, 4, 4, 4)]
+    assert [shape for shape, _ in either.chosen] == [(2, 2, 4, 4, 4), (3, 2, 4, 4, 4)]
     assert list(either.chosen.values()) == ["convolution", "product"] and len(measured) == 4
+    assert either(torch.randn(0, 2, 4, 4, 4)).shape == (0, 2, 4, 4, 4)  # nothing to measure with
     either(torch.randn(9, 2, 8, 8, 8))  # too many rows to try
     assert len(measured) == 4 and choices(either) == {
-        (2, "convolution"): 1, (3, "product"): 1, (9, "convolution"): 1
+        (0, "convolution"): 1, (2, "convolution"): 1, (3, "product"): 1, (9, "convolution"): 1
     }  # fmt: skip
 
 

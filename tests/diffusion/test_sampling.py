@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vader.diffusion.edm import Denoiser
 from vader.diffusion.inference import GraphedDenoiser, compiled, for_inference, how_it_runs
 from vader.diffusion.sampling import (
     SamplingError,
+    _heun,
+    heun_steps,
     largest_batch,
     object_generators,
     sample,
@@ -189,6 +193,48 @@ def test_a_recorded_sampling_is_the_loop_and_is_recorded_once(config):
         torch.testing.assert_close(graphed(x, level), denoiser(x, level))
 
 
+def test_a_sampling_that_cannot_be_recorded_runs_as_it_is_and_says_so(tmp_path):
+    denoiser = for_inference(small_denoiser(), dtype=torch.float32)
+    errors = [RuntimeError("operation not permitted when stream is capturing")]
+
+    def broken(function, inputs):
+        raise errors[0]
+
+    graphed = GraphedDenoiser(denoiser, broken)
+    with pytest.warns(UserWarning, match="not recorded as a graph .operation not permitted.*; it runs as it is"):
+        found = sample_to_disk(graphed, CONFIG, 2, (4, 4, 4, 4), 0, tmp_path / "samples.npy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = sample_objects(graphed, CONFIG, range(2), (4, 4, 4, 4), 0)
+    assert torch.equal(torch.from_numpy(found.copy()), again)
+    assert torch.equal(again, sample_objects(denoiser, CONFIG, range(2), (4, 4, 4, 4), 0))
+    record = json.loads((tmp_path / "samples.npy.json").read_text())
+    assert record["execution"] == "not compiled, eager (recording failed: RuntimeError)"
+
+    errors[0] = torch.OutOfMemoryError("no memory")  # smaller batches may fit: that is no matter of recording
+    with pytest.raises(torch.OutOfMemoryError):
+        sample_objects(GraphedDenoiser(denoiser, broken), CONFIG, range(2), (4, 4, 4, 4), 0)
+
+
+def test_an_error_after_a_recording_is_raised():
+    def recorded_once(function, inputs):
+        if len(graphed.recorded):
+            raise RuntimeError("an illegal memory access")
+        return recomputed(function, inputs)
+
+    graphed = GraphedDenoiser(for_inference(small_denoiser(), dtype=torch.float32), recorded_once)
+    sample_objects(graphed, CONFIG, range(2), (4, 4, 4, 4), 0)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        sample_objects(graphed, CONFIG, range(3), (4, 4, 4, 4), 0)
+    assert graphed.execution == "not compiled, CUDA graph"
+
+
+def test_a_device_that_is_not_there_is_named_before_the_network_is_copied(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is 'cuda:1', but this torch finds no CUDA device"):
+        for_inference(None, "cuda:1")
+
+
 def test_what_depends_on_the_level_alone_is_computed_before_the_loop():
     denoiser = for_inference(small_denoiser(), dtype=torch.float32)
     config = SamplerConfig(num_steps=5, s_churn=2.0)
@@ -199,6 +245,43 @@ def test_what_depends_on_the_level_alone_is_computed_before_the_loop():
     each = sample_objects(lambda *a: denoiser(*a), config, range(3), (4, 4, 4, 4), 0)
     assert calls == [9] + 9 * [3]
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-4)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations that are not views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if not function.is_view and function.name() not in ("aten::detach", "aten::promote_types"):
+            self.names.append(function.name())
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("churn, each", [(0.0, 3), (2.0, 4)])
+def test_a_step_of_the_loop_is_three_operations_beside_the_network(churn, each):
+    steps, number = heun_steps(SamplerConfig(num_steps=6, s_churn=churn)), []
+    x, noise, estimate = torch.rand(2, *SHAPE), torch.rand(2, *SHAPE), torch.rand(2, *SHAPE)
+    with Calls() as calls:
+        _heun(lambda *a: number.append(a[1]) or estimate, x, steps, lambda i: noise, None)
+    assert number == list(range(11))
+    assert len(calls.names) <= 1 + 6 * each  # and memory for the Euler step
+
+
+def test_operations_of_an_evaluation_are_bounded_and_those_of_the_level_are_out_of_it():
+    """Each is a kernel or more on a GPU, of some microseconds."""
+    denoiser = for_inference(small_denoiser(), dtype=torch.float32)
+    x = torch.rand(2, 4, 4, 4, 4)
+    with torch.no_grad():
+        estimate = denoiser.at_levels([2.0, 0.5, 0.1], x)
+        with Calls() as prepared:
+            estimate(x, 1, None)
+        with Calls() as plain:
+            denoiser(x, torch.full((2,), 0.5))
+    assert len(prepared.names) <= 492 and len(plain.names) - len(prepared.names) >= 30
+    assert prepared.names.count("aten::convolution") == 26 and prepared.names.count("aten::addmm") < 10
 
 
 def test_no_objects_are_no_samples():

@@ -25,7 +25,7 @@ from vader.rendering.cameras import Cameras, intrinsics_from_fov, look_at
 from vader.rendering.fused import empty_space, render_backward, render_forward, render_rays_fused
 from vader.rendering.rays import RenderingError
 from vader.rendering.reference import render_rays_reference
-from vader.rendering.render import render_images, render_rays
+from vader.rendering.render import render_images, render_rays, render_views
 
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])  # of subprocesses
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -374,14 +374,21 @@ def test_behind_a_relu_skipping_changes_no_bit_of_picture_or_gradient(seed, size
     assert torch.equal(results[0][1], results[1][1])
 
 
-@needs_numba
-def test_no_objects_and_no_rays():
+@pytest.mark.parametrize("backend", ["reference", pytest.param("fused", marks=needs_numba)])
+def test_no_objects_and_no_rays(backend):
     for b, r in ((0, 3), (2, 0)):
         volume = torch.rand(b, 4, 3, 3, 3, requires_grad=True)
-        rendering = render_rays(volume, torch.zeros(b, r, 3), torch.ones(b, r, 3) / 3**0.5, 4)
+        rendering = render_rays(volume, torch.zeros(b, r, 3), torch.ones(b, r, 3) / 3**0.5, 4, backend=backend)
         assert rendering.colour.shape == (b, r, 3) and rendering.depth.shape == (b, r)
         rendering.colour.sum().backward()
         assert volume.grad.shape == volume.shape and not volume.grad.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("fused", marks=needs_numba)])
+def test_no_objects_have_no_pictures(backend):
+    cameras = Cameras(look_at(torch.ones(2, 3)), intrinsics_from_fov(36.0, 3, 5).expand(2, 3, 3), 3, 5)
+    views = render_views(torch.rand(0, 4, 3, 3, 3), cameras, 4, backend=backend)
+    assert views["colour"].shape == views["normals"].shape == (0, 2, 3, 5, 3) and views["depth"].shape == (0, 2, 3, 5)
 
 
 def operator_arguments(volume, origins, directions, samples=5, seed=3, stop=0.0):
@@ -648,6 +655,41 @@ def test_a_picture_and_its_gradient_are_one_operator_each():
         render_images(volume, cameras[:3], 5)
     with pytest.raises(RenderingError, match="4 cameras for 0 volumes"):
         render_images(volume[:0], cameras, 5)
+
+
+@needs_triton
+def test_on_cuda_a_picture_and_its_gradient_are_one_launch_each(monkeypatch):
+    """Of all that a GPU is asked for: the kernels are counted in their place, everything else by torch's dispatcher."""
+    from vader.rendering import cuda
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter has replaced the compiler")
+    launches = []
+
+    class Counted:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launches.append((self.name, grid))
+
+    for name in ("forward", "backward", "bricks"):
+        monkeypatch.setattr(cuda, f"{name}_kernel", Counted(name))
+    volume = torch.rand(2, 9, 8, 7, 4)
+    rays = torch.rand(2, 1, 3, 4), torch.rand(2, 1, 3, 3)  # cameras of 5 x 13 pixels
+    results = [torch.empty(2, 65, *more) for more in ((3,), (), (), (1, 5))]
+    options = (0.0, math.inf, 5, 13, 40, 3, 0.0)
+    sliced = torch.rand(2, 65, 5)
+    above = (sliced[..., :3], sliced[..., 3], None)
+    with Calls() as calls:
+        maps = cuda.empty_bricks(volume, 0.0), None
+        cuda.forward(volume, rays, maps, results, options)
+    assert launches == [("bricks", (8, 2)), ("forward", (3, 2))]
+    assert all("empty" in name for name in calls.names), calls.names  # memory, and no work
+    with Calls() as calls:
+        cuda.backward(volume, rays, maps, results, above, options)
+    assert launches[2:] == [("backward", (3, 2))]
+    assert [name for name in calls.names if name != "aten::detach"] == ["aten::zeros_like"]
 
 
 def test_without_triton_a_gpu_has_the_reference_and_is_told_once(monkeypatch):

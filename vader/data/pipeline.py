@@ -122,7 +122,7 @@ def prepare_set(
             return shard_set(writer.folder, shards)
         return _prepare_shards(shards, jobs, render, workers, part)
     if writer.finished:
-        return load_prepared(writer.folder, kind)
+        return load_set(writer.folder) if kind is SEQUENCES else load_prepared(writer.folder, kind)
     pending = [jobs[key] for key in writer.pending(list(jobs))]
     run_each(partial(_render_and_write, writer, render), pending, workers, config.name, len(jobs))
     return writer.finish(list(jobs))

@@ -19,23 +19,35 @@ from .products import measure_convolutions
 class GraphedDenoiser:
     """A denoiser of which evaluations, and whole samplings (`sample`), are recorded as CUDA graphs: a launch each.
 
-    A recording holds for the shapes it was made of. record: what makes one (`cuda_graph`).
+    A recording holds for the shapes it was made of. Where the first one fails all runs as it is from then on, which is
+    said once. record: what makes one (`cuda_graph`).
     """
 
     def __init__(self, denoise: Denoiser, record: Callable = cuda_graph) -> None:
-        self.denoise, self.recorded = denoise, Recordings(record)
+        self.denoise, self.recorded, self.graphs = denoise, Recordings(record), "CUDA graph"
 
     @property
     def execution(self) -> str:
         """How the network runs, for a record."""
-        return f"{how_it_runs(self.denoise)}, CUDA graph"
+        return f"{how_it_runs(self.denoise)}, {self.graphs}"
 
     def __call__(self, x: Tensor, sigma: Tensor, context: Tensor | None = None) -> Tensor:
         return self.replay("evaluation", self.denoise, x, sigma, context)
 
     def replay(self, name: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """function(*inputs), recorded under this name at the first call with these shapes and replayed from then on."""
-        return self.recorded.replay(name, function, *inputs).clone()
+        if self.graphs != "CUDA graph":
+            return function(*inputs)
+        try:
+            return self.recorded.replay(name, function, *inputs).clone()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if len(self.recorded):  # a replay's error is no matter of recording
+                raise
+            self.graphs = f"eager (recording failed: {type(error).__name__})"
+            warnings.warn(f"sampling is not recorded as a graph ({error}); it runs as it is", stacklevel=3)
+            return function(*inputs)
 
 
 def for_inference(
@@ -55,6 +67,7 @@ def for_inference(
     cuda = torch.device(device).type == "cuda"
     require(cuda or not (compile or graphs), f"compile and graphs need a CUDA device, got {device}")
     require(not (compile and products), "products are measured of a network that is not compiled, expected one of them")
+    require(not cuda or torch.cuda.is_available(), f"device is '{device}', but this torch finds no CUDA device")
     denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
     denoiser.network.to(device=device, dtype=dtype, memory_format=torch.channels_last_3d)
     denoiser.network.execution = compiled(denoiser.network) if compile else "not compiled"

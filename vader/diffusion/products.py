@@ -90,7 +90,7 @@ class MeasuredConv3d(nn.Module):
         return self.product(x) if self.chosen[key] == "product" else self.conv(x)
 
     def _faster(self, x: Tensor) -> str:
-        if x.shape[0] * x[0, 0].numel() > MOST_ROWS:
+        if not 0 < len(x) * x.shape[2:].numel() <= MOST_ROWS:
             return "convolution"
         seconds = {"convolution": self.measure(self.conv, x), "product": self.measure(self.product, x)}
         return min(seconds, key=seconds.get)

@@ -28,8 +28,8 @@ class Rendering:
 
     def images(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Colour (b, v, h, w, 3), occupancy and depth (b, v, h, w) of rays that are v row-major views."""
-        b = self.colour.shape[0]
-        shape = (b, -1, height, width)
+        b, r = self.colour.shape[:2]
+        shape = (b, r // (height * width), height, width)
         return self.colour.view(*shape, 3), self.occupancy.view(shape), self.depth.view(shape)
 
 

@@ -39,7 +39,7 @@ def sample_volume(volume: Tensor, points: Tensor) -> Tensor:
     """Trilinear values (b, c, ...) of `volume` (b, c, d, h, w) at world points (b, ..., 3); 0 outside the cube."""
     b, c = volume.shape[:2]
     dtype = torch.promote_types(volume.dtype, points.dtype)
-    grid = points.reshape(b, 1, 1, -1, 3).to(dtype)
+    grid = points.flatten(1, -2)[:, None, None].to(dtype)
     values = F.grid_sample(volume.to(dtype), grid, align_corners=True, padding_mode="zeros")
     return values.view(b, c, *points.shape[1:-1])
 

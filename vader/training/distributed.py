@@ -11,6 +11,7 @@ import contextlib
 import gc
 import hashlib
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,10 +38,12 @@ def stream_seed(seed: int, stream: int, clock: int) -> int:
 def select_device(name: str = "auto") -> torch.device:
     """'auto' is CUDA if there is one, else the CPU; under torchrun 'cuda' is this process's own GPU.
 
-    Raises RunError for a device that is named but absent.
+    Raises RunError for a device that is named but absent, and for a name that is none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RunError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RunError(f"device is {name!r}, but this torch finds no CUDA device")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
