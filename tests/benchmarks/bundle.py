@@ -130,13 +130,18 @@ def main(arguments: list[str] | None = None) -> int:
     folder = given.folder
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     (folder / "bundle.json").unlink(missing_ok=True)
+    code = code_files()
     try:
         save_file(network_state(), folder / "weights" / f"{NETWORK}_features.safetensors")
+        beside_views = {name: size for name, size in weigh(folder).items() if name in ("weights", "wheels")}
+        if fault := over_limit(beside_views, code, given.limit_mib):  # before anything is rendered
+            print(f"--pack: {fault}", file=sys.stderr)
+            return 1
         packed = [pack_views(name, given.profile, folder / "data", not given.no_meshes) for name in given.sets]
     except (ConfigError, DataError, WeightsError) as error:
         print(f"--pack: {error}", file=sys.stderr)
         return 2
-    parts, code = weigh(folder), code_files()
+    parts = weigh(folder)
     for name, size in {**parts, "code": sum(code.values())}.items():
         print(f"{size / MIB:8.2f} MiB  {name}")
     if fault := over_limit(parts, code, given.limit_mib):

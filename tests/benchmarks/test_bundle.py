@@ -120,7 +120,7 @@ def in_vain(source):
     raise furniture.CatalogueNotFound("there is none")
 
 
-def test_what_is_over_the_limit_is_refused_with_the_way_out(packing, tmp_path, capsys):
+def test_what_is_over_the_limit_is_refused_with_the_way_out(packing, tmp_path, monkeypatch, capsys):
     assert packing([str(tmp_path)]) == 0
     size = sum(json.loads((tmp_path / "bundle.json").read_text())["bytes"].values()) + 1000
     assert packing([str(tmp_path), "--limit-mib", repr(size / bundle.MIB)]) == 0  # just as much
@@ -129,6 +129,9 @@ def test_what_is_over_the_limit_is_refused_with_the_way_out(packing, tmp_path, c
     said = capsys.readouterr().err
     assert "together 0.0, expected at most" in said and "without reports is 0.0 MiB smaller" in said
     assert not (tmp_path / "bundle.json").exists()
+    monkeypatch.setattr(bundle, "prepare", None)  # what cannot fit is refused before anything is rendered
+    assert packing([str(tmp_path), "--limit-mib", repr(1000 / bundle.MIB)]) == 1
+    assert "the bundle has 0.0 MiB and the code 0.0" in capsys.readouterr().err
 
 
 @needs_bash
@@ -156,8 +159,10 @@ def test_meshes_travel_or_not(small_set, packing, tmp_path, monkeypatch, capsys)
         assert len(list((tmp_path / "bundle").rglob("mesh.xz"))) == there
         packed = load_set(tmp_path / "bundle" / "data" / whole.folder.name)
         assert packed.digest == whole.digest and all((one.mesh is not None) == bool(there) for one in packed)
-    assert packing([str(tmp_path / "bundle"), "--limit-mib", "0"]) == 1
-    assert "--no-meshes saves" in capsys.readouterr().err
+    limit = (sum(json.loads((tmp_path / "bundle" / "bundle.json").read_text())["bytes"].values()) + 900) / bundle.MIB
+    capsys.readouterr()
+    assert packing([str(tmp_path / "bundle"), "--limit-mib", repr(limit)]) == 1
+    assert "--no-meshes saves 0.0" in capsys.readouterr().err
 
 
 def test_videos_and_unknown_sets_are_refused_in_one_sentence(packing, tmp_path, monkeypatch, capsys):
