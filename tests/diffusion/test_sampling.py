@@ -15,6 +15,7 @@ from vader.diffusion.inference import GraphedDenoiser, compiled, for_inference, 
 from vader.diffusion.sampling import (
     SamplingError,
     _heun,
+    from_the_middle,
     heun_steps,
     largest_batch,
     object_generators,
@@ -284,6 +285,28 @@ def test_operations_of_an_evaluation_are_bounded_and_those_of_the_level_are_out_
     names = ("aten::native_group_norm", "aten::addmm")
     counts = [tuple(calls.names.count(name) for name in names) for calls in (prepared, plain)]
     assert counts == [(25, 4), (25, 16)]  # embedding and ten FiLM vectors are ready
+
+
+@pytest.mark.parametrize(("steps", "churn"), [(8, 15.0), (9, 4.0), (36, 15.0), (2, 0.0)])
+def test_the_second_half_of_a_sampler_has_its_levels_and_its_fresh_noise(steps, churn):
+    config = SamplerConfig(num_steps=steps, sigma_min=0.5, s_churn=churn)
+    later = from_the_middle(config) if steps > 3 else None
+    if later is None:
+        with pytest.raises(ConfigError, match="num_steps is 1, expected at least 2"):
+            from_the_middle(config)
+        return
+    torch.testing.assert_close(heun_steps(later), heun_steps(config)[steps // 2 :])
+
+
+def test_what_sampling_starts_from_is_noised_to_the_highest_level():
+    """A denoiser that finds nothing to change leaves start + sigma_max n; one that knows the object finds it."""
+    config, shape = SamplerConfig(num_steps=4, sigma_max=3.0), (2, 3, 3, 3)
+    start = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    same = sample_objects(lambda x, *_: x, config, [5, 6], shape, 1, start=start)
+    noise = sample_objects(lambda x, *_: x, config, [5, 6], shape, 1) / 3
+    torch.testing.assert_close(same, start + 3 * noise)
+    known = sample_objects(lambda x, *_: start, config, [5, 6], shape, 1, start=start)
+    torch.testing.assert_close(known, start)
 
 
 def test_no_objects_are_no_samples():

@@ -65,6 +65,23 @@ def test_a_judge_refuses_what_it_cannot_judge():
         judge.read(other)
 
 
+def test_a_judge_that_saw_the_object_recognises_it_and_one_that_did_not_reads_its_category_only():
+    """Objects that look like nothing of their category: only who saw them can name it."""
+    centres = 2 * torch.randn(80, 64, generator=torch.Generator().manual_seed(5))
+    labels = [KINDS[i] for i in torch.randint(4, (80,), generator=torch.Generator().manual_seed(6)).tolist()]
+    taught, again = objects_of(centres, 3), objects_of(centres, 2, seed=1)
+    saw = text.match_categories(text.train_judge(taught, labels).read(again), labels)
+    unseen = text.match_categories(text.read_unseen(taught, labels, again, range(80)), labels)
+    assert saw.accuracy == 1 and abs(unseen.accuracy - unseen.chance) < 0.15
+    taught, labels = planted(80, 0)
+    assert text.match_categories(text.read_unseen(taught, labels, planted(80, 0)[0], range(80)), labels).accuracy > 0.9
+    chosen = [3, 70, 8]
+    some = objects_of(taught.values.view(80, 3, -1).mean(1)[chosen], 2)
+    assert text.read_unseen(taught, labels, some, chosen) == [labels[i] for i in chosen]
+    with pytest.raises(MetricError, match="3 objects are shown, but 2 numbers say which they are"):
+        text.read_unseen(taught, labels, some, chosen[:2])
+
+
 def test_chance_is_what_captions_in_random_order_score():
     said = ["a"] * 6 + ["b"] * 3 + ["c"]
     right = text.match_categories(said, said)

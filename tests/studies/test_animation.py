@@ -54,14 +54,14 @@ def test_table_3_compares_videos_in_five_poses_of_training_frames(animator, toy)
     """Frames are the real side, and each sample is seen in poses that were read from training frames (Sec. 4.2)."""
     config = steps.protocol(animator.config).replace(evaluation=dict(num_samples=4, kid_subset_size=4))
     models = load_models(config, toy[0], "cpu")
-    drawn = {name: system for name, system in steps.systems(models).items() if name[1] in ("16 steps", "standard")}
-    real, features = steps.compared(models, drawn)
+    chosen = [("ours", "16 steps"), ("dls", "standard")]
+    real, features = steps.compared([models], chosen)
     training = toy[0].split("train")
     assert real.objects.bincount().tolist() == [min(5, video.train_frames) for video in training]
-    assert list(features) == [*drawn, steps.REPEATED]
-    assert all(found.objects.bincount().tolist() == [5] * 4 for sets in features.values() for found in sets)
+    assert list(features) == [*chosen, steps.REPEATED] and all(len(trained) == 1 for trained in features.values())
+    assert all(found.objects.bincount().tolist() == [5] * 4 for [sets] in features.values() for found in sets)
     again = sample_features(animator, training_subjects(animator), "reconstruction", seeds=(0,))
-    assert torch.equal(features[steps.REPEATED][0].values[:20], again[0].values[:20])
+    assert torch.equal(features[steps.REPEATED][0][0].values[:20], again[0].values[:20])
 
 
 def scores_of(key: str, **changes) -> VideoScores:

@@ -23,18 +23,60 @@ def moved(by: float, seed: int):
     return [objects_of(CENTRES[:60] + by, 3, seed + i) for i in range(2)]
 
 
+def planted(ours: float, seed: int) -> dict:
+    """Sets of one training, whose 64 steps are `ours` away from the real objects."""
+    return {
+        ("ours", "16 steps"): moved(1.0, seed + 1), ("ours", "32 steps"): moved(0.7, seed + 3),
+        ("ours", "64 steps"): moved(ours, seed + 5),
+        ("dls", "standard"): moved(3.0, seed + 7), ("dls", "fitted"): moved(2.0, seed + 9),
+    }  # fmt: skip
+
+
+def together(*trained: dict) -> dict:
+    return {name: [found[name] for found in trained] for name in trained[0]}
+
+
 def test_ratios_are_against_the_better_prior_and_below_one_where_ours_is_nearer():
     real = objects_of(CENTRES[60:], 3)
-    features = {
-        ("ours", "16 steps"): moved(1.0, 1), ("ours", "32 steps"): moved(0.7, 3), ("ours", "64 steps"): moved(0.5, 5),
-        ("dls", "standard"): moved(3.0, 7), ("dls", "fitted"): moved(2.0, 9),
-    }  # fmt: skip
+    features = together(planted(0.5, 0))
     found = steps.ratios(real, features)
-    against, ratio = found["ours_beats_dls"]
-    assert "fitted" in against and ratio.low <= ratio.value <= ratio.high < 1
-    assert found["more_steps_help"][0] == "16 steps" and found["more_steps_help"][1].high < 1
-    features["ours", "16 steps"], features["ours", "64 steps"] = features["ours", "64 steps"], moved(1.0, 1)
-    assert steps.ratios(real, features)["more_steps_help"][1].low > 1
+    dls = found["ours_beats_dls"]
+    assert "fitted" in dls.against and dls.ratio.low <= dls.ratio.value <= dls.ratio.high < 1
+    assert found["more_steps_help"].against == "16 steps" and found["more_steps_help"].ratio.high < 1
+    assert dls.each == (dls.ratio.value,) and "training" not in dls.told([0])
+    features["ours", "16 steps"], features["ours", "64 steps"] = features["ours", "64 steps"], [moved(1.0, 1)]
+    assert steps.ratios(real, features)["more_steps_help"].ratio.low > 1
+
+
+def test_a_claim_that_one_training_contradicts_does_not_hold_over_both():
+    """64 steps are nearer than 16 in one training and farther in the other. Either alone would decide."""
+    real = objects_of(CENTRES[60:], 3)
+    trained = planted(0.5, 0), planted(1.4, 20)
+    alone = [steps.ratios(real, together(one))["more_steps_help"].ratio for one in trained]
+    assert alone[0].high < 1 < alone[1].low
+    both = steps.ratios(real, together(*trained))["more_steps_help"]
+    assert both.ratio.low < 1 < both.ratio.high and both.each == tuple(one.value for one in alone)
+    assert "over 2 trainings; " in both.told([3, 4]) and f"{both.each[1]:.3f} with training seed 4" in both.told([3, 4])
+
+
+def test_rows_of_all_trainings_have_their_mean_and_an_interval_that_holds_each():
+    real = objects_of(CENTRES[60:], 3)
+    config = dataclasses.replace(experiment("smoke", "household").evaluation, kid_subset_size=16, kid_subsets=4)
+    trained = [planted(by, seed)["ours", "64 steps"] for by, seed in ((0.5, 0), (1.0, 20))]
+    rows, each = steps.rows(trained, real, config)
+    assert [row["metric"] for row in rows] == ["fd", "kd"] and len(each) == 2
+    for row, *alone in zip(rows, *each, strict=True):
+        values = [one["value"] for one in alone]
+        check_row("row", row | dict(system="ours", dataset="balls", source="measured"))
+        assert row["value"] == pytest.approx(sum(values) / 2) and row["n"] == 2
+        assert row["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        assert row["low"] < alone[0]["high"] < alone[1]["low"] < row["high"]  # both are within
+        assert row["note"].startswith("mean and deviation of 2 training seeds, 2 sampling seeds each; ")
+    half, halves = (rows[0]["high"] - rows[0]["low"]) / 2, [(row[0]["high"] - row[0]["low"]) / 2 for row in each]
+    between = 1.96**2 * rows[0]["std"] ** 2 / 2
+    assert half**2 == pytest.approx((halves[0] ** 2 + halves[1] ** 2) / 2 + between)
+    single, [own] = steps.rows(trained[:1], real, config)
+    assert single == own == each[0]
 
 
 def test_samples_of_one_kind_are_told_from_samples_of_all():
@@ -49,11 +91,42 @@ def test_samples_of_one_kind_are_told_from_samples_of_all():
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VADER_RUNS", str(tmp_path_factory.mktemp("runs")))
-        config = tiny_experiment(data=dict(resolution=32))
-        yield load_models(config, balls(config), "cpu")
+        config = tiny_experiment(data=dict(resolution=32), evaluation=dict(num_samples=2, kid_subset_size=2))
+        data = balls(config)
+        yield [load_models(one, data, "cpu") for one in steps.trainings(config, 2)]
+
+
+@pytest.fixture(scope="module")
+def models(trained):
+    return trained[0]
+
+
+def test_each_training_is_compared_with_direct_sampling_from_its_own_autodecoder(trained):
+    assert [one.config.seed for one in trained] == [0, 1] and trained[0].data is trained[1].data
+    assert len({run.digest for one in trained for run in one.runs}) == 4
+    assert steps.named(trained) == [", training seed 0", ", training seed 1"] and steps.named(trained[:1]) == [""]
+    chosen = [("ours", "16 steps"), ("dls", "fitted")]
+    real, found = steps.compared(trained, chosen)
+    assert list(found) == [*chosen, steps.REPEATED] and real.num_objects == 4
+    assert [[len(sets) for sets in found[name]] for name in found] == [[2, 2], [2, 2], [1, 1]]
+    alone = steps.compared(trained[1:], chosen)[1]
+    for name, (first, second) in found.items():
+        assert torch.equal(second[0].values, alone[name][0][0].values)
+        assert not torch.equal(first[0].values, second[0].values)
+
+
+def test_reconstructions_of_all_trainings_come_first_and_are_the_mean_of_each(trained):
+    found = {(measure, suffix): mean for measure, suffix, mean in steps.reconstructed(trained)}
+    measures = ("psnr", "psnr_foreground", "lpips")
+    suffixes = ("", *steps.named(trained))
+    assert list(found) == [(measure, suffix) for suffix in suffixes for measure in measures]
+    for measure in measures:
+        mean, *each = (found[measure, suffix] for suffix in suffixes)
+        assert mean.value == pytest.approx(sum(one.value for one in each) / 2, rel=1e-5) and mean.n == 4
+    assert [suffix for _, suffix, _ in steps.reconstructed(trained[1:])] == [""] * 3
 
 
 def test_systems_differ_in_steps_and_share_their_noise(models):

@@ -23,7 +23,7 @@ STUDIES = {
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
     "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
-    "limits": "reconstructions with one part after the other replaced by the truth",
+    "limits": "reconstructions, or samples of captions, with one part after the other replaced by the truth",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -68,10 +68,11 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
             resolve(network)  # timing stage 1 needs it, whatever is trained already
         return budget.lines(budget.measure_and_write(config, prepare(config.data)))
     if options.study == "limits":
-        from ..studies.many_kinds import limits
+        from ..studies.many_kinds import heard, limits
 
         config = experiment_named(options.profile, options.data or "household").replace(seed=options.seed)
-        return limits.lines(limits.measure_and_write(config, prepare(config.data)))
+        study = heard if config.conditional else limits
+        return study.lines(study.measure_and_write(config, prepare(config.data)))
     if options.study == "foreground":
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,14 @@ def sigma_schedule(config: SamplerConfig) -> list[float]:
     high, low = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
     last = config.num_steps - 1
     return [(high + i / last * (low - high)) ** config.rho for i in range(config.num_steps)] + [0.0]
+
+
+def from_the_middle(config: SamplerConfig) -> SamplerConfig:
+    """The second half of a sampler's steps by itself: the same noise levels, and as much fresh noise at each."""
+    half = config.num_steps // 2
+    left = config.num_steps - half
+    churn = config.s_churn * left / config.num_steps
+    return replace(config, num_steps=left, sigma_max=sigma_schedule(config)[half], s_churn=churn)
 
 
 # Of a step: the noise level it starts from (raised by S_churn), the next one, and the scale of the noise added.
@@ -179,15 +187,19 @@ def sample_objects(
     seed: int,
     context: Tensor | None = None,
     device: torch.device | str = "cpu",
+    start: Tensor | None = None,
 ) -> Tensor:
     """The samples (len(indices), *shape) of these objects; context (len(indices), l, k) is theirs, in this order.
 
-    The initial noise is the same on every device; the noise of S_churn is drawn where the samples live.
+    The initial noise is the same on every device; the noise of S_churn is drawn where the samples live. start:
+    latents of the samples' shape that are noised to sigma_max, where otherwise noise alone begins.
     """
     if len(indices) == 0:
         return torch.zeros((0, *shape), device=device)
     generators = object_generators(seed, indices)
     noise = standard_normal((len(indices), *shape), generators, device)
+    if start is not None:
+        noise = noise + start.to(noise) / config.sigma_max
     if noise.ndim == 5:
         noise = noise.contiguous(memory_format=torch.channels_last_3d)  # as the network's outputs
     if torch.device(device).type != "cpu":

@@ -10,6 +10,7 @@ good objects and does not listen is at chance.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data import SequenceSet
 from ..data.describe import colour_shares, colours_of
 from ..generation.parallel import BATCH, side_by_side
 from ..generation.volumes import Models, System
 from ..rendering.render import render_views
+from ..settings.experiment import EvaluationConfig
 from .metrics import MetricError
 from .metrics.features import Features
 from .metrics.neighbours import MemorisationCheck, object_distances
-from .pictures import random_views
+from .pictures import random_views, real_features
 
 # ------------------------------------------------------------------------------------------------ the judges
 
@@ -80,6 +83,41 @@ def train_judge(features: Features, labels: Sequence[str], decay: float = 3e-3, 
 
     optimizer.step(closure)
     return Judge(classes, features.network, mean, scale, weight.detach(), bias.detach())
+
+
+LESSONS = 8  # views of a training object that a judge learns from: more than are compared, it has to know them well
+FOLDS = 5
+
+
+def lessons(data: SequenceSet, config: EvaluationConfig) -> tuple[Features, list[str]]:
+    """What a judge of categories learns from: features of real views of the training objects, and their categories."""
+    labels = [item.attributes.get("category", data.name) for item in data.split("train")]
+    return real_features(data, dataclasses.replace(config, real_views=LESSONS)), labels
+
+
+def read_unseen(taught: Features, labels: Sequence[str], seen: Features, objects: Sequence[int]) -> list[str]:
+    """Classes of pictures of training objects, each read by a judge that never saw that object.
+
+    taught, labels: of all training objects. seen: features of n objects, of which number i shows training object
+    objects[i], as it is or as a model makes it. Object k is left out with all others of k % FOLDS. Without that a judge
+    would recognise the object, whatever its category looks like.
+    """
+    if len(objects) != seen.num_objects:
+        raise MetricError(f"{seen.num_objects} objects are shown, but {len(objects)} numbers say which they are")
+    folds, found = torch.arange(taught.num_objects) % FOLDS, [""] * len(objects)
+    for fold in sorted({index % FOLDS for index in objects}):
+        known = folds != fold
+        judge = train_judge(_of(taught, known), [label for label, kept in zip(labels, known, strict=True) if kept])
+        read = judge.read(seen)
+        found = [read[i] if index % FOLDS == fold else found[i] for i, index in enumerate(objects)]
+    return found
+
+
+def _of(features: Features, objects: Tensor) -> Features:
+    """The features of some objects, (n,) bool, numbered anew."""
+    chosen = objects[features.objects]
+    numbers = objects.cumsum(0) - 1
+    return dataclasses.replace(features, values=features.values[chosen], objects=numbers[features.objects[chosen]])
 
 
 def read_colours(images: Tensor, masks: Tensor) -> list[list[str]]:

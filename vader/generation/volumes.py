@@ -109,9 +109,10 @@ class Models:
         captions: Sequence[str] | None = None,
         guidance: float | None = None,
         sampler: SamplerConfig | None = None,
+        start: Callable[[Sequence[int]], Tensor] | None = None,
     ) -> System:
         """Latent diffusion: sample, de-normalise, decode with G2 (Sec. 3.3). Arguments and errors as of `features`."""
-        features = self.features(captions, guidance, sampler)
+        features = self.features(captions, guidance, sampler, start)
 
         @torch.no_grad()
         def system(indices: Sequence[int], seed: int) -> Tensor:
@@ -124,13 +125,15 @@ class Models:
         captions: Sequence[str] | None = None,
         guidance: float | None = None,
         sampler: SamplerConfig | None = None,
+        start: Callable[[Sequence[int]], Tensor] | None = None,
     ) -> System:
         """The samples of latent diffusion as features F (n, c, r, r, r), de-normalised: what G2 decodes.
 
         captions: of a conditional model. Sample i is of captions[i % len(captions)]. guidance: the weight s of
         u + s (c - u), by default the experiment's. 0 samples without the captions. sampler: instead of the
-        experiment's. Raises ConfigError where captions are missing or not wanted, and for a guidance other than 1 of an
-        unconditional model.
+        experiment's. start: features (n, c, r, r, r) of the samples with these numbers; noised to the sampler's
+        sigma_max, they are what sampling begins with instead of noise alone. Raises ConfigError where captions are
+        missing or not wanted, and for a guidance other than 1 of an unconditional model.
         """
         config = self.config if sampler is None else dataclasses.replace(self.config, sampler=sampler)
         config = config if guidance is None else config.replace(sampler=dict(guidance=guidance))
@@ -143,7 +146,8 @@ class Models:
         @torch.no_grad()
         def system(indices: Sequence[int], seed: int) -> Tensor:
             rows = None if contexts is None else contexts[[index % len(contexts) for index in indices]]
-            latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device)
+            known = None if start is None else statistics.normalize(start(indices).to(self.device))
+            latents = sample_objects(denoise, config.sampler, indices, shape, seed, rows, self.device, known)
             return statistics.denormalize(latents.float())
 
         return system

@@ -203,6 +203,43 @@ def test_the_ratio_resamples_the_seeds_of_both_systems_together():
     assert paired.high / paired.low < 1.5 < 3 < apart.high / apart.low
 
 
+def test_one_training_of_a_ratio_over_trainings_is_the_ratio():
+    real = gaussian(40, 2)
+    near, far = ([gaussian(40, 2, shift=shift, seed=s) for s in (1, 2)] for shift in (0.5, 1.0))
+    distance = distribution.KernelDistance(real)
+    assert distance.ratio_over_trainings([near], [far], 200) == distance.ratio(near, far, 200)
+    assert distance.estimate_over_trainings([near], 200) == distance.estimate(near, 200)
+    with pytest.raises(MetricError, match="2 trainings of one system and 1 of the other"):
+        distance.ratio_over_trainings([near, near], [far])
+
+
+def test_an_interval_over_trainings_spans_them_all_and_pairs_the_systems():
+    """Two trainings whose ratios are far apart: the value lies between, and the interval holds both."""
+    distance = distribution.KernelDistance(gaussian(150, 2, seed=0))
+    far = [gaussian(150, 2, shift=1.0, seed=s) for s in (4, 5)]
+    ours = [[gaussian(150, 2, shift=shift, seed=s) for s in (1, 2)] for shift in (0.5, 1.0)]
+    each = [distance.ratio(one, far, resamples=400) for one in ours]
+    assert each[0].high < each[1].low
+    both = distance.ratio_over_trainings(ours, [far, far], resamples=400)
+    assert both.value == pytest.approx(sum(e.value for e in each) / 2)
+    assert each[0].low < both.low < each[0].value < each[1].value < both.high < each[1].high
+    assert distance.ratio_over_trainings(ours[:1], [far], resamples=400).high < each[1].low  # one left out shows
+    # Where both systems move with the training, their ratio does not.
+    moved = distance.ratio_over_trainings([ours[0], far], [ours[0], far], resamples=400)
+    assert moved.value == 1 and 0.5 < moved.low < 1 < moved.high < 2
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_resampled_trainings_have_the_unbiased_variance_of_their_mean(count):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    chosen = distribution._resample_trainings(count, 40_000, torch.Generator().manual_seed(0))
+    found = [(float(value), value.expand(40_000)) for value in values]
+    mean, draws = distribution._over_trainings(found, chosen)
+    assert mean == pytest.approx(float(values.mean()))
+    assert float(draws.mean()) == pytest.approx(mean, abs=0.02)
+    assert float(draws.var()) == pytest.approx(float(values.var() / count), rel=0.05)
+
+
 def test_frechet_of_known_gaussians():
     """Diagonal Gaussians: |m|^2 + sum (s_a - s_b)^2, and the interval holds it."""
     g = torch.Generator().manual_seed(0)

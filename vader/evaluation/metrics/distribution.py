@@ -19,6 +19,8 @@ from ...generation.parallel import one_thread_each, side_by_side
 from . import MetricError, optional_import
 from .features import Features, metric_names
 
+Trainings = Sequence[Sequence[Features]]  # one set for each sampling seed of each training
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -141,10 +143,17 @@ class KernelDistance:
 
     def estimate(self, generated: Sequence[Features], resamples: int = 2000, seed: int = 0, level: float = 0.95):
         """The mean distance of one system's samples, one set per sampling seed, as an `Estimate`."""
+        return self.estimate_over_trainings([generated], resamples, seed, level)
+
+    def estimate_over_trainings(
+        self, generated: Trainings, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    ) -> Estimate:
+        """The mean distance of a system that was trained several times; resampled as in `ratio_over_trainings`."""
         generator = torch.Generator().manual_seed(seed)
-        sums = [self.sums(features) for features in generated]
         times_real = _resample(len(self.images), resamples, generator)
-        return _estimate(*_mean_distance(sums, times_real, generator), level)
+        chosen = _resample_trainings(len(generated), resamples, generator)
+        found = [_mean_distance([self.sums(f) for f in sets], times_real, generator) for sets in generated]
+        return _estimate(*_over_trainings(found, chosen), level)
 
     def ratio(
         self,
@@ -160,16 +169,40 @@ class KernelDistance:
         resampled within each seed, and the seeds themselves are resampled, with the same draw for both
         where they have as many.
         """
+        return self.ratio_over_trainings([ours], [other], resamples, seed, level)
+
+    def ratio_over_trainings(
+        self, ours: Trainings, other: Trainings, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    ) -> Estimate:
+        """`ratio` of mean distances over trainings: set t of both systems rests on training t.
+
+        A resample draws one training fewer than there are, with replacement, the same ones for both systems. That
+        makes the variance between trainings unbiased, where as many draws as trainings would give (t - 1) / t of it,
+        half of it for two (Rao and Wu 1988, "Resampling inference with complex survey data"). Of two trainings
+        each resample holds one, so the interval spans what both of them scored. How far a third one lies it cannot say.
+        Within each training, sampling seeds and objects are resampled as in `ratio`. Raises MetricError where the
+        systems have different numbers of trainings.
+        """
+        if len(ours) != len(other):
+            raise MetricError(f"{len(ours)} trainings of one system and {len(other)} of the other, expected as many")
         generator = torch.Generator().manual_seed(seed)
-        sums = [[self.sums(features) for features in system] for system in (ours, other)]
         times_real = _resample(len(self.images), resamples, generator)
-        seeds = [_resample(len(system), resamples, generator) for system in sums]
+        chosen = _resample_trainings(len(ours), resamples, generator)
+        pairs = [self._paired(*sets, times_real, generator) for sets in zip(ours, other, strict=True)]
+        (a, a_draws), (b, b_draws) = (_over_trainings(list(found), chosen) for found in zip(*pairs, strict=True))
+        return _estimate(a / b, a_draws / b_draws, level)
+
+    def _paired(
+        self, ours: Sequence[Features], other: Sequence[Features], times_real: Tensor, generator: torch.Generator
+    ) -> list[tuple[float, Tensor]]:
+        """`_mean_distance` of both systems of one training, with the same draw of sampling seeds where they can."""
+        seeds = [_resample(len(system), len(times_real), generator) for system in (ours, other)]
         if len(ours) == len(other):
             seeds[1] = seeds[0]
-        (a, a_draws), (b, b_draws) = (
-            _mean_distance(system, times_real, generator, drawn) for system, drawn in zip(sums, seeds, strict=True)
-        )
-        return _estimate(a / b, a_draws / b_draws, level)
+        return [
+            _mean_distance([self.sums(features) for features in system], times_real, generator, drawn)
+            for system, drawn in zip((ours, other), seeds, strict=True)
+        ]
 
 
 def _mean_distance(
@@ -183,14 +216,25 @@ def _mean_distance(
     return value, (draws * seeds).sum(1) / seeds.sum(1)
 
 
+def _over_trainings(found: Sequence[tuple[float, Tensor]], chosen: Tensor) -> tuple[float, Tensor]:
+    """Mean over trainings of the distance, and of r resamples that hold each training `chosen` (r, t) times, (r,)."""
+    values, draws = zip(*found, strict=True)
+    return sum(values) / len(values), (torch.stack(draws, 1) * chosen).sum(1) / chosen.sum(1)
+
+
+def _resample_trainings(n: int, resamples: int, generator: torch.Generator) -> Tensor:
+    """How often each of n trainings is drawn in n - 1 draws with replacement, (resamples, n); a single one always."""
+    return _resample(n, resamples, generator, n - 1) if n > 1 else torch.ones(resamples, 1, dtype=torch.float64)
+
+
 def _estimate(value: float, draws: Tensor, level: float) -> Estimate:
     low, high = torch.quantile(draws, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=draws.dtype)).tolist()
     return Estimate(value, float(draws.std()), low, high, len(draws))
 
 
-def _resample(n: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """How often each of n objects is drawn in n draws with replacement, (resamples, n)."""
-    drawn = torch.randint(n, (resamples, n), generator=generator)
+def _resample(n: int, resamples: int, generator: torch.Generator, draws: int | None = None) -> Tensor:
+    """How often each of n objects is drawn in `draws` (default: n) draws with replacement, (resamples, n)."""
+    drawn = torch.randint(n, (resamples, n if draws is None else draws), generator=generator)
     return torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
 
 

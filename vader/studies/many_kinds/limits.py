@@ -145,14 +145,17 @@ def measure_and_write(config: Experiment, data: SequenceSet, wanted: int = CHOSE
     return found
 
 
-def read_limits(config: Experiment) -> Limits:
-    """What was measured for an experiment's data, empty where nothing was. The committed file is read where the reports
-    folder is another ($VADER_REPORTS) and has none."""
-    file = limits_file(config.data.name, config.profile)
+def kept(data: str, profile: str) -> dict:
+    """The parts in a `limits_file`, empty where there is none. The committed file is read where the reports folder is
+    another ($VADER_REPORTS) and has none."""
+    file = limits_file(data, profile)
     file = file if file.is_file() else project_root() / "reports" / file.name
-    if not file.is_file():
-        return {}
-    parts = read_json(file)["parts"]
+    return read_json(file)["parts"] if file.is_file() else {}
+
+
+def read_limits(config: Experiment) -> Limits:
+    """What was measured for an experiment's data, empty where nothing was."""
+    parts = kept(config.data.name, config.profile)
     return {part: {name: Mean(**s) for name, s in scores.items()} for part, scores in parts.items()}
 
 
