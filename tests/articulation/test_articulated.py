@@ -12,6 +12,7 @@ from vader.articulation import articulated
 from vader.articulation.articulated import Articulation
 from vader.articulation.learning.one_part import grow, rigid, single
 from vader.articulation.learning.solids import asymmetry, half_depth
+from vader.articulation.losses import change_weights
 from vader.articulation.pose_model import PoseModel, load_pose_model
 from vader.articulation.poses import PoseError, fixed_camera, neutral
 from vader.autodecoder.reconstruction import Autodecoder, load_autodecoder
@@ -602,6 +603,38 @@ def test_a_model_reads_only_what_it_can(data):
 def test_settings_that_do_not_fit_the_videos_are_refused(data, changes, message):
     with pytest.raises(ConfigError, match=message):
         Articulation(tiny_articulated(**changes), data, CPU)
+
+
+def test_changing_pixels_weigh_more_where_that_is_asked_for(data, monkeypatch):
+    """The weights are those of the videos of the step, on its lattice of rays; nothing else of the step changes."""
+    given = []
+    plain_losses = articulated.image_losses
+
+    def noted(*arguments, weights=None):
+        given.append(weights)
+        return plain_losses(*arguments, weights=weights)
+
+    monkeypatch.setattr(articulated, "image_losses", noted)
+    losses = []
+    for weight in (0.0, 4.0):
+        changes = dict(neutral_images=0, rigid_images=0, change_weight=weight, ray_stride=2)
+        task = Articulation(tiny_articulated(articulation=changes), data, torch.device("cpu"))
+        torch.manual_seed(0)
+        losses.append(task.step(0))
+    assert given[0] is None and losses[0]["pixels"] != losses[1]["pixels"]
+    assert losses[0]["foreground"] == losses[1]["foreground"]
+    torch.manual_seed(0)
+    objects, frames = task.draw(0)
+    v = frames.shape[1]
+    for k, weights in enumerate(given[1]):
+        whole = task.changes[objects[k // v]]
+        offsets = [whole[dy::2, dx::2] for dy in (0, 1) for dx in (0, 1)]
+        assert any(torch.equal(weights, offset) for offset in offsets)
+    video = data.split("train")[int(objects[0])]
+    expected = change_weights([video.frames[: video.train_frames]], 4.0)[0]
+    torch.testing.assert_close(task.changes[objects[0]], expected)
+    with pytest.raises(ConfigError, match="change_weight is 4, but pixel_weight, whose loss it divides, is 0"):
+        tiny_articulated(articulation=dict(change_weight=4.0), reconstruction=dict(pixel_weight=0.0))
 
 
 def test_settings_of_other_experiments_keep_their_digests():

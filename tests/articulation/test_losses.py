@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vader.articulation.losses import equivariance_loss, projection_loss, pull_loss, ray_lattice
+from vader.articulation.losses import change_weights, equivariance_loss, projection_loss, pull_loss, ray_lattice
 from vader.articulation.poses import neutral
 
 
@@ -72,3 +72,17 @@ def test_lattices_cover_the_image_over_all_offsets():
     assert seen == set(range(30))
     index, h, w = ray_lattice(4, 4, 1)
     assert index.tolist() == list(range(16)) and (h, w) == (4, 4)
+
+
+def test_pixels_count_more_where_their_video_changes_and_one_on_the_whole():
+    """By hand: a pixel that flickers between 0 and 40 in all colours, one in red alone, and fourteen that stay."""
+    frames = torch.full((6, 4, 4, 3), 90, dtype=torch.uint8)
+    frames[:3, 1, 2], frames[3:, 1, 2] = 0, 40
+    frames[:3, 3, 0, 0], frames[3:, 3, 0, 0] = 0, 60
+    found = change_weights([frames, frames * 0], 3.0)
+    changes = torch.zeros(4, 4)
+    changes[1, 2], changes[3, 0] = 20.0, 10.0
+    torch.testing.assert_close(found[0], (1 + 3 * changes / (30 / 16)) / 4)
+    torch.testing.assert_close(found.mean((1, 2)), torch.ones(2))
+    assert (found[1] == 1).all(), "of a still video all pixels are alike"
+    assert change_weights([frames], 0.0) is None

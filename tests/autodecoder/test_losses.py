@@ -15,8 +15,10 @@ from vader.autodecoder.losses import (
     PyramidalPerceptualLoss,
     downsample,
     foreground_loss,
+    image_losses,
     pyramid_l1,
 )
+from vader.settings.autodecoder import ReconstructionConfig
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +109,17 @@ def test_features_of_a_named_image_are_computed_once_and_change_nothing(together
     for _ in range(2):
         torch.testing.assert_close(keeping(images[:2], images[2:4], [2, 3]), plain(images[:2], images[2:4]))
     assert len(keeping.kept) == 1 and keeping.room == 7
+
+
+def test_weighted_pixels_count_as_often_as_their_weights_say():
+    rendered, target, weights = torch.rand(2, 8, 8, 3), torch.rand(2, 8, 8, 3), torch.rand(2, 8, 8)
+    expected = ((rendered - target).abs().mean(-1) * weights).mean()
+    assert pyramid_l1(rendered, target, (1.0,), weights).item() == pytest.approx(expected.item(), rel=1e-5)
+    scales = (1.0, 0.5)
+    plain = pyramid_l1(rendered, target, scales)
+    assert pyramid_l1(rendered, target, scales, torch.ones(2, 8, 8)).item() == pytest.approx(plain.item())
+    settings = ReconstructionConfig(perceptual_network="none", pixel_weight=2.0, pyramid_scales=scales)
+    masks = torch.rand(2, 8, 8)
+    found = image_losses(settings, None, rendered, masks, target, masks, weights=weights)
+    assert found["pixels"].item() == pytest.approx(2 * pyramid_l1(rendered, target, scales, weights).item())
+    assert found["foreground"] == 0, "silhouettes are not weighted"

@@ -9,11 +9,13 @@ import torch
 
 from tests.tiny import balls, tiny_experiment
 from vader.baselines.direct_latent_sampling import direct_latent_sampling
+from vader.diffusion.sampling import object_generators
 from vader.evaluation import pictures as evaluation
 from vader.evaluation.metrics import MetricError
 from vader.evaluation.pictures import random_views, render_samples
 from vader.generation import volumes as generation
 from vader.generation.volumes import load_models
+from vader.rendering.cameras import sample_orbit
 from vader.rendering.render import render_views
 from vader.report import figures
 
@@ -130,6 +132,35 @@ def test_random_views_follow_the_data(models):
     low, high = models.config.data.elevation
     assert low - 1e-3 <= elevation.min() and elevation.max() <= high + 1e-3
     assert not torch.equal(random_views(models.config, 4, 2, 0).centres(), centres[:2])
+
+
+def test_random_views_are_drawn_anew_for_each_seed_and_not_from_the_samples_own_stream():
+    """A sample's noise and its cameras are independent: neither stream continues or repeats the other."""
+    config = tiny_experiment()
+    centres = random_views(config, 3, 5, 7).centres()
+    assert torch.equal(centres, random_views(config, 3, 5, 7).centres())
+    assert not torch.isclose(centres, random_views(config, 3, 5, 8).centres()).all(1).any()
+    [own] = object_generators(7, [3])
+    assert not torch.isclose(centres, sample_orbit(5, config.data, own).centres()).all(1).any()
+
+
+def test_real_images_are_random_ones_of_each_object_training_and_held_out_views_alike(monkeypatch):
+    """Sec. 4.2: FID and KID compare with random images. Other seeds draw others, and each object has its own."""
+    taken = []
+    monkeypatch.setattr(evaluation, "extract", lambda pictures, network: taken.append(pictures))
+    config, drawn_from = tiny_experiment(evaluation=dict(real_views=3)), balls(tiny_experiment())
+    numbered = [
+        dataclasses.replace(s, images=torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand_as(s.images))
+        for s in drawn_from
+    ]
+    data = dataclasses.replace(drawn_from, sequences=tuple(numbered))
+    for seed in range(12):
+        evaluation.real_features(data, config.evaluation, "train", seed)
+    drawn = torch.stack(taken)[..., 0, 0, 0].tolist()  # [seed][object]: numbers of its views
+    assert all(len(set(views)) == 3 for objects in drawn for views in objects)
+    assert {view for objects in drawn for views in objects for view in views} == set(range(8))
+    assert all(len({tuple(views) for views in objects}) > 1 for objects in drawn), "the same views of all objects"
+    assert len({str(objects) for objects in drawn}) == 12
 
 
 def test_reconstruction_is_scored_on_the_views_that_training_never_drew(models):

@@ -233,6 +233,18 @@ def test_advantage_is_signed_paired_and_grants_a_tolerance():
         advantage(near, score([reference.distances(clouds(12, 2))], resamples=41), "mmd")
 
 
+def test_systems_with_other_numbers_of_samples_meet_the_same_resampled_references():
+    """Of copies of one cloud any resample is the same, so that what is left of the spread is that of the references."""
+    reference, one = ShapeReference(clouds(12, 0)), clouds(1, 1).clouds
+
+    def scored(counts: tuple[int, ...]) -> np.ndarray:
+        sets = [Shapes(np.repeat(one, n, 0), np.arange(n), n) for n in counts]
+        return score([reference.distances(s) for s in sets], resamples=40).draws["mmd"]
+
+    few, many, several = scored((3,)), scored((17,)), scored((5, 9))
+    assert few.std() > 0 and few == pytest.approx(many) and few == pytest.approx(several)
+
+
 def test_copies_of_training_objects_are_found():
     training = clouds(20, 0)
     reference = ShapeReference(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,6 +266,43 @@ def test_samples_are_seen_in_poses_of_training_frames(animator, toy):
     nearest = (pictures[0][:, None] - known).abs().amax((2, 3, 4)).amin(1)
     assert (nearest < 1e-4).all()
     assert torch.equal(pictures, render_in_random_poses(animator, system, 2, 3, seed=4))
+
+
+def test_held_out_frames_drive_no_sample(toy):
+    data = toy[0].split("train")
+    marked = [dataclasses.replace(v, frames=v.frames.clone().fill_(9)) for v in data]
+    for video in marked:
+        video.frames[video.train_frames :] = 200
+    there = SimpleNamespace(
+        data=dataclasses.replace(data, sequences=tuple(marked)),
+        animate=lambda volume, frames: SimpleNamespace(colour=frames),
+    )
+    drawn = render_in_random_poses(there, lambda indices, seed: [None], 4, 20, seed=0)
+    assert (drawn == 9).all()
+
+
+def test_frames_without_a_foreground_pixel_are_left_out_and_counted(toy):
+    """Coverage of less than a half everywhere, as of a subject that has all but left the picture."""
+    data, truths = toy
+    video, truth = data[1], truths["toy-1"]
+    colour, masks = video.frames.float() / 255, video.masks.float() / 255
+    parts = torch.nn.functional.one_hot(truth.parts.long().clamp(max=1), 2).float()
+    clip = Clip(colour, masks, masks, truth.normals / 127.5 - 1, parts, truth.poses[:, :, :3])
+    there = SimpleNamespace(config=tiny_articulated(), reconstruct=lambda key: clip)
+    whole = score_video(there, video, truth)
+    faint = dataclasses.replace(video, masks=video.masks.clone())
+    faint.masks[-1] = faint.masks[-1] // 3
+    clip = dataclasses.replace(clip, occupancy=faint.masks.float() / 255)
+    with pytest.warns(UserWarning, match="1 of 2 scored frames of video 'toy-1' have no foreground pixel"):
+        scores = score_video(there, faint, truth)
+    assert scores.iou == whole.iou == 1 and scores.psnr == whole.psnr and scores.psnr_foreground == math.inf
+    with pytest.warns(UserWarning, match="1 of 8 scored frames"):
+        assert score_animation(clip, faint).iou == 1
+    faint.masks[:] = faint.masks // 3
+    clip = dataclasses.replace(clip, occupancy=0 * masks)
+    with pytest.warns(UserWarning, match="8 of 8"):
+        found = score_animation(clip, faint)
+    assert math.isnan(found.iou) and math.isnan(found.psnr_foreground)
 
 
 def test_a_puppet_in_anothers_motion_is_the_truth_of_an_animation():

@@ -26,6 +26,7 @@ from vader.report import notebook as module
 from vader.report import read_reports
 from vader.report.ledger.causes import unmeasured
 from vader.report.notebook import ParameterError, check_parameters, machine_paths, parameters_of, parse_value
+from vader.settings.checks import SEEDS
 
 from .pages import asked_for, faults_of_page
 
@@ -196,6 +197,17 @@ def test_run_leaves_a_report_and_a_page_that_needs_no_network(workplace):
     assert faults_of_page(files[1]) == [] and files[1].stat().st_size < 150_000
 
 
+def write(workplace: Path, *cells: str) -> None:
+    nbformat.write(notebook_of(PARAMETERS, *cells), workplace / "small.ipynb")
+
+
+def test_every_notebook_allows_seeds_as_settings_do():
+    """Read from its source, so that `vader report` refuses others before a kernel starts."""
+    for file in NOTEBOOKS:
+        allowed = module.allowed_values(nbformat.read(file, as_version=4))
+        assert allowed["seed"] == SEEDS and "smoke" in allowed["profile"], file.name
+
+
 def test_run_refuses_before_it_starts_a_kernel(workplace, monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(
@@ -204,6 +216,14 @@ def test_run_refuses_before_it_starts_a_kernel(workplace, monkeypatch):
         module.run("small", "smoke", {"sede": "1"})
     with pytest.raises(ParameterError, match="'seed' is 'abc', expected a value of type int"):
         module.run("small", "smoke", {"seed": "abc"})
+    write(
+        workplace, "from vader.report import check_parameters\ncheck_parameters(globals(), seed=range(2**31), data=str)"
+    )
+    with pytest.raises(ParameterError, match=r"'seed' is -1 of type int, expected an integer from 0 to 2147483647"):
+        module.run("small", "smoke", {"seed": "-1"})
+    write(workplace, f"%matplotlib inline\n{CHECK}", "report = begin('small', globals(), profile=('smoke', 'laptop'))")
+    with pytest.raises(ParameterError, match=r"'profile' is 'gpu' of type str, expected one of 'smoke', 'laptop'"):
+        module.run("small", "gpu", {})
     with pytest.raises(
         ParameterError, match=r"no notebook is called 'smal' \(did you mean 'small'\?\); there are: small"
     ):

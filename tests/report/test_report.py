@@ -399,6 +399,28 @@ def test_a_claim_that_another_report_of_the_profile_decides_is_not_listed_as_unt
     assert listed == {"laptop": ["fails"], "gpu": ["not_tested"]}
 
 
+def test_one_comparison_of_two_notebooks_is_one_claim():
+    """Of the same runs, with the same numbers. Where either differs, both stay."""
+    said = "difference 4.95 (95 % interval over seeds -13.4 to 23.3)"
+
+    def made(notebook: str, runs: tuple[str, ...] = ("a",), evidence: str = said) -> dict:
+        claim = {"id": f"{notebook}.eight_beats_four", "text": "x", "where": "x", "verdict": "inconclusive"}
+        told = {"notebook": notebook, "profile": "laptop", "seed": 0, "digest": "d", "commit": "c"}
+        found = {"environment": {"runs": [{"digest": run} for run in runs]}, "claims": [claim | {"evidence": evidence}]}
+        return told | found
+
+    def listed(*reports: dict) -> list:
+        part = collect_claims(reports)["profiles"]["laptop"]
+        assert part["counts"]["inconclusive"] == len(part["claims"])
+        return [(claim["id"].partition(".")[0], claim.get("also")) for claim in part["claims"]]
+
+    assert listed(made("figure10"), made("figure3")) == [("figure3", ["figure10.eight_beats_four"])]
+    both = [("figure10", None), ("figure3", None)]
+    assert listed(made("figure10"), made("figure3", ("b",))) == both
+    assert listed(made("figure10", ()), made("figure3", ())) == both, "no runs are no evidence that both are one"
+    assert listed(made("figure10"), made("figure3", evidence=said.replace("4.95", "4.96"))) == both
+
+
 def test_the_ledger_does_not_depend_on_the_order_of_reports():
     reports = [example().as_dict(), example(data="furniture").as_dict(), example(profile="gpu").as_dict()]
     assert claims_page(collect_claims(reports)) == claims_page(collect_claims(copy.deepcopy(reports)[::-1]))

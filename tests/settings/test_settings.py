@@ -7,12 +7,13 @@ import re
 
 import pytest
 
+from vader.commands import study
 from vader.report.paper import TABLE5, TABLE5_COLUMNS
 from vader.settings.autodecoder import AutodecoderConfig, ReconstructionConfig
 from vader.settings.checks import SEEDS, ConfigError
 from vader.settings.diffrf import diffrf
 from vader.settings.diffusion import SamplerConfig, UNetConfig
-from vader.settings.experiment import DataConfig
+from vader.settings.experiment import DataConfig, EvaluationConfig
 from vader.settings.profiles import DATA_NAMES, LAPTOP, PROFILES, differences, experiment
 from vader.settings.table5 import PAPER, PAPER_TEXT, column_cells
 from vader.store.paths import notebooks_dir
@@ -47,9 +48,16 @@ def test_unknown_names_are_refused_with_the_nearest_known():
 
 @pytest.mark.parametrize("seed", [-1, 2**31])
 def test_a_seed_that_notebooks_refuse_is_refused_by_every_training(seed):
-    for refuse in (lambda: experiment("smoke", "puppets").replace(seed=seed), lambda: diffrf("smoke", seed)):
+    for refuse in (
+        lambda: experiment("smoke", "puppets").replace(seed=seed),
+        lambda: diffrf("smoke", seed),
+        lambda: DataConfig("procedural_chairs", seed=seed),
+        lambda: study.main(["power", "--seed", str(seed)]),
+    ):
         with pytest.raises(ConfigError, match=f"seed is {seed}, expected an integer from 0 to 2147483647"):
             refuse()
+    with pytest.raises(ConfigError, match=f"one of sampling_seeds is {seed}, expected an integer"):
+        EvaluationConfig(sampling_seeds=(0, seed))
     assert SEEDS == range(2**31), "as the notebooks have it"
     for notebook in notebooks_dir().glob("*.ipynb"):
         ranges = re.findall(r"[ ,(]seed=(range\([^)]*\))", notebook.read_text(encoding="utf-8"))

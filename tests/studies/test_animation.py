@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,25 @@ def test_roots_that_are_the_truth_have_no_error_and_standing_still_has(animator,
     assert learned.variant in together.variant and alone.metric == "rotation_error_deg"
     unseen = [dataclasses.replace(score, root_rotation_deg=NAN) for score in scores]
     assert all(map(math.isnan, root_rotations(animator, known.get, unseen)[0].values)) and len(asked) == 1
+
+
+def test_one_alignment_for_all_videos_leaves_what_an_own_one_takes_away(toy):
+    """Subjects that stand still, each turned to another side: alone there is no error, together half of the angle."""
+    _, truths = toy
+    animator = SimpleNamespace(config=tiny_articulated())
+    camera = fixed_camera(animator.config.articulation, 2).world_to_camera[0]
+    known = {}
+    for key, degrees in (("toy-0", -30.0), ("toy-1", 30.0)):
+        angle = math.radians(degrees)
+        c, s = math.cos(angle), math.sin(angle)
+        poses = truths[key].poses.clone()
+        poses[:, 0, :3] = compose(camera, torch.tensor([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 0]]))
+        known[key] = dataclasses.replace(truths[key], poses=poses)
+    scores = [scores_of(key, root_rotation_deg=NAN) for key in known]
+    _, together, alone = root_rotations(animator, known.get, scores)
+    assert alone.values == pytest.approx((0.0, 0.0), abs=0.05) and together.values == pytest.approx(
+        (30.0, 30.0), abs=0.1
+    )
 
 
 def test_true_renders_come_from_the_renderer_of_the_set():

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from vader.report import decide, seed_interval
+from vader.report import ReportError, decide, seed_interval
+from vader.report.claims import once
 from vader.report.report import read_reports
 from vader.studies import power
-from vader.studies.power import Open, implied, open_claims, seeds_needed
+from vader.studies.power import Open, implied, open_claims, seeds_needed, times_as_many
 from vader.studies.sweep import verdict
 
 
@@ -73,12 +74,34 @@ def test_the_page_has_a_line_for_every_open_claim_of_the_committed_reports(monke
     monkeypatch.delenv("VADER_REPORTS", raising=False)
     reports = read_reports()
     found, others = open_claims(reports, "laptop")
-    asked = {
-        c["id"] for r in reports if r["profile"] == "laptop" for c in r["claims"] if c["verdict"] == "inconclusive"
-    }
+    laptop = [r for r in reports if r["profile"] == "laptop"]
+    asked = {c["id"] for r in laptop for c in r["claims"] if c["verdict"] == "inconclusive"}
+    asked -= {id for also in once(laptop).values() for id in also}
     text = power.page("laptop", found, others)
     assert asked == {c.id for c in found} | {id for id, _, _ in others} and all(f"`{id}`" in text for id in asked)
     assert all(c.low <= 0 <= c.high and c.seeds >= 2 and math.isfinite(c.spread) for c in found)
+
+
+def test_so_many_times_as_many_objects_leave_out_no_difference():
+    """By the rule that decides: an interval that is narrower by the root of that decides, and one of less does not."""
+    value, half = 0.1, 0.35
+    times = times_as_many(f"better by {value} (95 % interval over 64 of 64 pairs {value - half:g} to {value + half:g})")
+    assert times == pytest.approx(12.25)
+    for more, verdict_ in ((1.01, "holds"), (0.99, "inconclusive")):
+        reach = half / math.sqrt(times * more)
+        assert decide(value, value - reach, value + reach) == verdict_
+    ratio = times_as_many("kernel distance 0.9 times that of DLS (95 % interval 0.729 to 1.111), x")
+    assert ratio == pytest.approx(4, rel=0.01)
+    assert times_as_many("better by 0 (95 % interval over 98 of 100 pairs 0 to 0)") is None
+    assert times_as_many("no interval") is None
+    assert times_as_many("difference 0.2 (95 % interval -0.1 to 0.3)") == pytest.approx(2.25), "the side that counts"
+    assert times_as_many("0.9 times as far (95 % interval 0.44 to 1.81), it reaches across 0.8 and 1.25") is None
+
+
+def test_an_open_claim_that_nobody_thought_about_is_an_error():
+    assert "more training videos" in power.otherwise("parts.parts_turn")
+    with pytest.raises(ReportError, match=r"'figure1\.new' is open, and power\.OTHERWISE does not say"):
+        power.page("laptop", [], [("figure1.new", "figure1", "x")])
 
 
 def test_cheapest_claims_come_first():

@@ -21,6 +21,7 @@ from vader.data.prepared import data_digest
 from vader.data.sets import procedural
 from vader.evaluation import costs
 from vader.evaluation.metrics.surfaces import solid_parts
+from vader.report import seed_interval
 from vader.report.paper import TABLE2, table2_rows
 from vader.report.schema import check_row
 from vader.settings import profiles
@@ -190,6 +191,13 @@ def test_a_table_is_measured_once_and_read_by_seed(small):
     assert len(CALLS) == 4 and again.run.digest == found.run.digest
     other = dataclasses.replace(small, seeds=(0, 2))
     assert sweep.table(other, data).run.digest != found.run.digest
+
+
+def test_differences_are_of_trainings_with_the_same_seed(small):
+    """Means and sorted lists alike would hide which training belongs to which."""
+    kd = {("ours", 0): 1.0, ("ours", 1): 5.0, ("less", 0): 4.0, ("less", 1): 2.0}
+    found = sweep.Table(small, None, {(*job, "kd"): torch.tensor(value) for job, value in kd.items()})
+    assert found.difference("ours", "less", "kd") == seed_interval([-3.0, 3.0])
 
 
 def test_a_table_that_was_paused_goes_on_where_it_stopped(small):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.tiny import balls, tiny_experiment
 from vader.diffusion.normalization import NORMALIZED_IQR, RobustStatistics
 from vader.stages import autodecoder_run
 from vader.studies.normalization import tails as module
+from vader.studies.normalization import widths
 from vader.studies.normalization.study import BULK, NormalizationStudy, plant_tail
 from vader.studies.normalization.tails import ARMS, FOUR, Arm, ArmDenoising, arm_errors, page, planted
 
@@ -106,7 +108,7 @@ def test_arms_are_trained_once_and_told(trained, monkeypatch):
     assert all(math.isfinite(e) and e > 0 for found in errors.values() for e in found)
     monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("trained again"))
     assert arm_errors(config, data, STUDY, "cpu") == errors
-    text = page("smoke", "balls", STUDY, {(FOUR[0], 20.0): [1.0, 4.0]})
+    text = page("smoke", "balls", STUDY, {(FOUR[0], 20.0): [1.0, 4.0]}, [])
     assert "| as planted | 2 (" in text and text.count("| – |") == 3 and "8 latents, 2 seeds" in text
 
 
@@ -115,3 +117,32 @@ def test_arms_differ_in_one_thing_each():
     for name, arm in ARMS.items():
         changed = [key for key, value in dataclasses.asdict(arm).items() if value != plain[key]]
         assert len(changed) == {"as planted": 0, "both": 2}.get(name, 1)
+
+
+def test_two_widths_are_trained_with_the_papers_activations_and_measured_as_they_come(monkeypatch):
+    """Features of two decoders with known tails, and trainings that answer with what they were asked for."""
+    asked, config = [], tiny_experiment(autodecoder=dict(density_scale=8.0, colour_activation="sigmoid"))
+
+    def features(own, data, device):
+        wide = own.autodecoder.max_channels > config.autodecoder.max_channels
+        return plant_tail(normal_features(16), 50.0 if wide else 0.0, 1e-3, 0)
+
+    def run(own, stage1, study, mode, tail, seed, device):
+        asked.append((own.autodecoder.max_channels, mode, tail, seed))
+        return SimpleNamespace(weights=lambda name: (mode, seed))
+
+    monkeypatch.setattr(widths, "autodecoder_run", lambda own, data, device: asked.append(own.autodecoder))
+    monkeypatch.setattr(widths, "trained_features", features)
+    monkeypatch.setattr(widths, "tailed_run", run)
+    errors = {("robust", 0): 0.5, ("robust", 1): 2.0, ("classic", 0): 0.6, ("classic", 1): 0.7}
+    monkeypatch.setattr(widths, "read_weights", lambda file: ({"bulk_error": torch.tensor(errors[file])}, {}))
+    narrow, wide = widths.widths(config, None, STUDY)
+    first, *trainings = asked
+    assert (first.density_activation, first.density_scale, first.density_bias) == ("relu", 1.0, 0.0)
+    assert first.colour_activation == "none" and wide.channels == 4 * narrow.channels == 4 * first.max_channels
+    assert trainings[:4] == [(narrow.channels, mode, 0.0, seed) for mode in widths.MODES for seed in (0, 1)]
+    assert narrow.ratio == pytest.approx(1, rel=0.02) and narrow.reach < 6
+    assert wide.ratio == pytest.approx(50, rel=0.25) and wide.reach > 500
+    assert wide.errors == {"robust": [0.5, 2.0], "classic": [pytest.approx(0.6), pytest.approx(0.7)]}
+    text = "\n".join(widths.lines([narrow, wide]))
+    assert f"| {wide.channels} | {wide.ratio:.3g} | {wide.reach:.3g} | 1 (" in text and text.count("\n| ") == 3

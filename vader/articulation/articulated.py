@@ -30,7 +30,7 @@ from .learning.regions import Division
 from .learning.solids import asymmetry, centre_shifts, half_depth, inflated_silhouette
 from .learning.teaching import Lessons
 from .learning.tracks import Tracks
-from .losses import pose_losses, projection_loss, ray_lattice
+from .losses import change_weights, pose_losses, projection_loss, ray_lattice
 from .pose_model import PoseModel, load_pose_model
 from .poses import fixed_camera, neutral
 from .skinning import render_posed
@@ -84,6 +84,7 @@ class Articulation:
         self.first = self.counts.cumsum(0) - self.counts  # a video's first frame among those of all
         self.frames = torch.cat([video.frames[: video.train_frames] for video in videos]).to(device)
         self.masks = torch.cat([video.masks[: video.train_frames] for video in videos]).to(device)
+        self.changes = change_weights(self.frames.split(self.counts.tolist()), config.articulation.change_weight)
         self.phases = Phases(config.articulation, self.total) if self.started else None
         h, w = self.masks.shape[1:]
         require(h == w, f"{data.name}: frames are {w}x{h} pixels, expected square ones")
@@ -277,7 +278,10 @@ class Articulation:
         lattice = lattice.to(self.device)
         target_seen, mask_seen = (x.flatten(1, 2)[:, lattice].unflatten(1, (h, w)) for x in (target, mask))
         colour, occupancy = (x.flatten(0, 1).unflatten(1, (h, w)) for x in (seen.colour, seen.occupancy))
-        losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen)
+        weights = None
+        if self.changes is not None:
+            weights = self.changes[objects].repeat_interleave(v, 0).flatten(1)[:, lattice].unflatten(1, (h, w))
+        losses = image_losses(settings, self.perceptual, colour, occupancy, target_seen, mask_seen, weights=weights)
         losses |= self._volume_losses(clock, volume, objects, neutral_start)
         if points2d is not None:
             raw = seen.part_density / self.config.autodecoder.density_scale

@@ -6,7 +6,7 @@ comes from another method. All terms are means, so that UVA's weights apply.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,3 +77,20 @@ def ray_lattice(height: int, width: int, stride: int) -> tuple[Tensor, int, int]
     dy, dx = torch.randint(stride, (2,)).tolist()
     rows, columns = torch.arange(dy, height, stride), torch.arange(dx, width, stride)
     return (rows[:, None] * width + columns).flatten(), len(rows), len(columns)
+
+
+def change_weights(videos: Iterable[Tensor], weight: float) -> Tensor | None:
+    """How much each pixel of videos (t, h, w, 3) uint8 counts in the pixel loss, (videos, h, w), of mean 1 in each;
+    None, where all count alike, for the weight 0.
+
+    It is 1 + `weight` times how much the pixel changes over the frames (the standard deviation, mean over colours),
+    relative to the mean over all pixels: a face that talks gets more than a wall, and than a cheek.
+    """
+    if weight == 0:
+        return None
+    maps = []
+    for frames in videos:
+        change = frames.float().std(0, correction=0).mean(-1)
+        relative = change / change.mean() if change.any() else torch.ones_like(change)
+        maps.append((1 + weight * relative) / (1 + weight))
+    return torch.stack(maps)

@@ -104,9 +104,11 @@ class PyramidalPerceptualLoss(nn.Module):
         return [[torch.cat(tap) for tap in zip(*scale, strict=True)] for scale in zip(*each, strict=True)]
 
 
-def pyramid_l1(rendered: Tensor, target: Tensor, scales: tuple[float, ...]) -> Tensor:
-    """Eq. 1 with the image itself as its only feature; (n, h, w, 3) -> scalar."""
+def pyramid_l1(rendered: Tensor, target: Tensor, scales: tuple[float, ...], weights: Tensor | None = None) -> Tensor:
+    """Eq. 1 with the image itself as its only feature; (n, h, w, 3) -> scalar. weights: of the pixels, (n, h, w)."""
     difference = (rendered - target).movedim(-1, 1)
+    if weights is not None:
+        difference = difference * weights[:, None]
     return sum(downsample(difference, scale).abs().mean() for scale in scales)
 
 
@@ -134,16 +136,18 @@ def image_losses(
     mask: Tensor,
     names: Tensor | None = None,
     drawn: Drawn | None = None,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms that renderings are compared with images by: 'foreground', 'pixels', 'perceptual'.
 
     colour, target: (n, h, w, 3), occupancy, mask: (n, h, w), all in [0, 1]. The perceptual term is that of
     `perceptual_images` of them, drawn from the current random stream. names: (n,) on the CPU, a number of each image
-    by which training knows it again. drawn: what `draw_perceptual` drew before.
+    by which training knows it again. drawn: what `draw_perceptual` drew before. weights: (n, h, w), of the pixels in
+    'pixels'.
     """
     losses = {"foreground": settings.foreground_weight * foreground_loss(occupancy, mask)}
     if settings.pixel_weight:
-        losses["pixels"] = settings.pixel_weight * pyramid_l1(colour, target, settings.pyramid_scales)
+        losses["pixels"] = settings.pixel_weight * pyramid_l1(colour, target, settings.pyramid_scales, weights)
     if perceptual is not None:
         chosen, wanted = drawn or draw_perceptual(settings, perceptual, target, names)
         losses["perceptual"] = settings.perceptual_weight * perceptual.distance(colour[chosen], wanted)

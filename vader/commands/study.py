@@ -9,7 +9,7 @@ import torch
 
 from ..data import prepare
 from ..data.sets.own import experiment_named
-from ..settings.checks import require
+from ..settings.checks import check_seed, require
 from ..settings.experiment import Experiment
 from ..settings.profiles import experiment
 from ..settings.videos import VIDEO_SETS
@@ -24,6 +24,7 @@ STUDIES = {
     "budget": "timings of the trainings of Table 1's systems",
     "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
     "limits": "reconstructions, or samples of captions, with one part after the other replaced by the truth",
+    "faces": "sharpness and mouths of people's heads, inside the face",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes, for table2 and figure3 (default: one per core)")
     parser.add_argument("--max-seconds", type=float, help="pause with checkpoints after this many seconds")
     options = parser.parse_args(arguments)
+    check_seed(options.seed)
     for line in _run(options):
         print(line)
     return 0
@@ -73,6 +75,11 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         config = experiment_named(options.profile, options.data or "household").replace(seed=options.seed)
         study = heard if config.conditional else limits
         return study.lines(study.measure_and_write(config, prepare(config.data)))
+    if options.study == "faces":
+        from ..studies import faces
+
+        config = experiment(options.profile, options.data or faces.NAME).replace(seed=options.seed)
+        return faces.lines(faces.measure_and_write(config, prepare(config.data), options.device))
     if options.study == "foreground":
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ..settings.checks import ConfigError
 from ..settings.experiment import DataConfig
 from ..store.files import sha256
 
@@ -311,7 +312,7 @@ def _check(folder: Path, manifest: dict[str, Any], items: Iterable[Any], kind: K
     file = folder / "manifest.json"
     try:
         config = DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()})
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ConfigError) as error:
         raise DataError(f"{file}: field 'config' is not that of a data set ({error})") from error
     for name, expected in (
         ("digest", data_digest(config, manifest["sources"])),

@@ -30,7 +30,7 @@ from ..settings.experiment import EvaluationConfig, Experiment
 from .metrics import MetricError
 from .metrics.distribution import KernelDistance, distances, frechet_estimate
 from .metrics.features import Features, check_independent, extract
-from .metrics.images import LPIPS, psnr
+from .metrics.images import LPIPS, foreground_psnr, has_foreground, psnr
 
 INTERVAL = 1.96  # standard errors on either side of a mean
 
@@ -109,11 +109,10 @@ def heldout_scores(models: Models, objects: Sequence[int] | None = None) -> dict
         volume = models.reconstruct([index])
         rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0].cpu()
         target, mask = sequence.colours(views), sequence.alphas(views)
-        shown = (mask >= 0.5).flatten(1).any(1)
         return {
-            "bare": (~shown).sum(),
+            "bare": (~has_foreground(mask)).sum(),
             "psnr": psnr(rendered, target).mean(),
-            "psnr_foreground": psnr(rendered[shown], target[shown], mask[shown]).mean(),
+            "psnr_foreground": foreground_psnr(rendered, target, mask),
             "lpips": perceptual(rendered, target).mean(),
         }
 

@@ -6,6 +6,7 @@ Parts and poses are compared with the ground truth, which no model has seen (`me
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from ..data import Truth, Video
 from ..data.video import NO_PART
 from ..diffusion.sampling import object_generators
 from ..generation.animation import Animator, Clip
-from .metrics.images import psnr
+from .metrics.images import foreground_psnr, has_foreground, psnr
 from .metrics.poses import adjusted_rand_index, match_parts, normal_error, pose_errors, silhouette_iou
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
     clip = animator.reconstruct(video.key)
     held = slice(video.train_frames, None)
     frames, masks = video.frames[held].float() / 255, video.masks[held].float() / 255
+    _say_bare(video.key, masks)
     learned, true = part_labels(clip, truth)
     both = shown_by_both(clip, truth)
     matches = match_parts(learned, true, truth.poses.shape[1])
@@ -71,9 +73,9 @@ def score_video(animator: Animator, video: Video, truth: Truth) -> VideoScores:
     translation = tuple(e.translation.median().item() if e else float("nan") for e in errors)
     return VideoScores(
         video.key,
-        silhouette_iou(clip.occupancy[held], masks).mean().item(),
+        _mean_iou(clip.occupancy[held], masks),
         psnr(clip.colour[held], frames).mean().item(),
-        psnr(clip.colour[held], frames, masks).mean().item(),
+        foreground_psnr(clip.colour[held], frames, masks).item(),
         normal_error(clip.normals[held], truth.normals[held] / 127.5 - 1, both[held]).nanmean().item(),
         adjusted_rand_index(learned, true) if len(true) else 0.0,
         rotation[ROOT],
@@ -123,7 +125,7 @@ def common_root_errors(animator: Animator, truth_of: Callable[[str], Truth], key
 
 @dataclass(frozen=True)
 class AnimationScores:
-    """A rendered animation against the true pictures, means over frames."""
+    """A rendered animation against the true pictures, means over frames; NaN where there is nothing to measure."""
 
     psnr_foreground: float  # dB, over the true silhouette
     iou: float
@@ -139,9 +141,24 @@ def score_animation(clip: Clip, truth: Video) -> AnimationScores:
             f"the animation is {tuple(clip.colour.shape)}, expected {tuple(truth.frames.shape)} as the true frames"
         )
     frames, masks = truth.frames.float() / 255, truth.masks.float() / 255
-    return AnimationScores(
-        psnr(clip.colour, frames, masks).mean().item(), silhouette_iou(clip.occupancy, masks).mean().item()
-    )
+    _say_bare(truth.key, masks)
+    return AnimationScores(foreground_psnr(clip.colour, frames, masks).item(), _mean_iou(clip.occupancy, masks))
+
+
+def _mean_iou(occupancy: Tensor, masks: Tensor) -> float:
+    """Mean of `silhouette_iou` over the frames (n, h, w) in which either silhouette has a pixel, NaN without any."""
+    either = has_foreground(occupancy) | has_foreground(masks)
+    return silhouette_iou(occupancy[either], masks[either]).mean().item()
+
+
+def _say_bare(key: str, masks: Tensor) -> None:
+    """Warn of frames (n, h, w) that are left out of scores of the foreground, since they have none."""
+    if bare := int((~has_foreground(masks)).sum()):
+        warnings.warn(
+            f"{bare} of {len(masks)} scored frames of video {key!r} have no foreground pixel and are left out of IoU "
+            "and psnr_foreground",
+            stacklevel=3,
+        )
 
 
 def render_in_random_poses(animator: Animator, system: System, count: int, views: int, seed: int) -> Tensor:

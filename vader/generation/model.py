@@ -28,7 +28,7 @@ from ..data import prepare
 from ..data.sets.own import experiment_named
 from ..rendering.cameras import Cameras
 from ..settings.autodecoder import INVERSION, InversionConfig
-from ..settings.checks import ConfigError, nearest, require
+from ..settings.checks import ConfigError, check_seed, nearest, require
 from ..settings.experiment import Experiment
 from ..stages import require_weights, trained_runs
 from ..store.paths import reference_runs_dir, runs_dir
@@ -75,9 +75,10 @@ class Model:
         """New objects, from latent diffusion. Sample i of a seed is the same one whatever else is sampled with it.
 
         count: how many, or the numbers of the samples. prompt, guidance: of a model that takes text, see
-        `check_prompt`. Raises ConfigError for a count below 1 and what `check_prompt` refuses.
+        `check_prompt`. Raises ConfigError for a count below 1, no seed, and what `check_prompt` refuses.
         """
         check_prompt(self.name, self.config, prompt, guidance)
+        check_seed(seed)
         indices = check_count(count)
         if (prompt, guidance) not in self._systems:
             captions = None if prompt is None else [prompt]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..store.files import write_json
 from ..store.paths import reports_dir
 from .ledger import claims_page, renew_pages
 from .ledger.causes import Causes, read_causes
+from .ledger.intervals import intervals
 from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
@@ -86,14 +88,20 @@ def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = No
     cause.
 
     A claim that one report leaves untested and another one of the profile decides, on other data, is listed as decided.
+    A comparison that two notebooks make of the same runs is listed once (`once`), with the others under "also".
     """
     profiles: dict[str, list[dict[str, Any]]] = {}
+    reports = list(reports)
+    first = once(reports)
     for report in reports:
         source = {key: report[key] for key in ("notebook", "seed", "digest", "commit")}
         stem = f"{report['notebook']}.{report['profile']}"
         for claim in report["claims"]:
             cause = (causes or {}).get((stem, claim["id"])) if claim["verdict"] == "fails" else None
-            told = {**claim, **source, **({"cause": cause} if cause else {})}
+            also = first.get((stem, claim["id"]))
+            if also is None:
+                continue
+            told = {**claim, **source, **({"cause": cause} if cause else {}), **({"also": also} if also else {})}
             profiles.setdefault(report["profile"], []).append(told)
     ledger = {}
     for profile, claims in sorted(profiles.items()):
@@ -103,3 +111,29 @@ def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = No
         counts = Counter(claim["verdict"] for claim in claims)
         ledger[profile] = {"counts": {verdict: counts[verdict] for verdict in VERDICTS}, "claims": claims}
     return {"profiles": ledger}
+
+
+def once(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """{(report, claim): other claims that are the same comparison}, of each comparison the first claim alone.
+
+    Two claims are one comparison where their reports are of one profile and rest on the same runs, their names are
+    equal but for the notebook's, and so are the numbers of their evidence. Figures 3 and 10 show one sweep, say.
+    """
+    first: dict[tuple, tuple[str, str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for report in sorted(reports, key=lambda r: [int(part) if part.isdigit() else part for part in _words(r)]):
+        runs = frozenset(run["digest"] for run in report.get("environment", {}).get("runs", ()))
+        for claim in report["claims"]:
+            own = f"{report['notebook']}.{report['profile']}", claim["id"]
+            numbers = tuple((one.value, one.low, one.high) for one in intervals(claim["evidence"]))
+            same = (report["profile"], claim["id"].partition(".")[2], numbers, runs) if runs and numbers else own
+            if same in first and first[same][0] != own[0]:
+                found[first[same]].append(claim["id"])
+            else:
+                first[same], found[own] = own, []
+    return found
+
+
+def _words(report: dict[str, Any]) -> list[str]:
+    """A notebook's name, cut so that its number sorts as one."""
+    return re.split(r"(\d+)", report["notebook"])

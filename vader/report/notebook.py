@@ -8,12 +8,12 @@ papermill takes unknown parameters with a warning and values of any type. So a n
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,22 @@ def begin(name: str, namespace: dict[str, Any], **known: type | Collection[Any])
     return Report(name, namespace["profile"], namespace["seed"], *data)
 
 
+def allowed_values(notebook: NotebookNode) -> dict[str, type | Collection[Any]]:
+    """What a notebook's call of `begin` or `check_parameters` allows for each of its parameters, as far as that is
+    written with literals, types and ranges."""
+    known = {"range": range, **{kind.__name__: kind for kind in (bool, int, float, str)}}
+    found = {}
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        source = "\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!")))
+        calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+        for call in (c for c in calls if getattr(c.func, "id", None) in ("begin", "check_parameters")):
+            for keyword in (k for k in call.keywords if k.arg is not None):
+                code = compile(ast.Expression(keyword.value), "parameters", "eval")
+                if set(code.co_names) <= known.keys():
+                    found[keyword.arg] = eval(code, {"__builtins__": {}}, known)
+    return found
+
+
 def _check_value(name: str, value: Any, allowed: type | Collection[Any]) -> None:
     hint = ""
     if isinstance(allowed, type):
@@ -139,7 +155,7 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
     """Run a notebook and return what it left in the reports folder: executed notebook, HTML page and report.
 
     assignments: parameters as on the command line. Raises ParameterError before any work for a notebook or
-    parameter that does not exist or a value of another type, and papermill's error where a cell fails; the
+    parameter that does not exist or a value that it cannot take, and papermill's error where a cell fails; the
     executed notebook then shows where.
     """
     notebook, file = _read(name)
@@ -150,6 +166,9 @@ def run(name: str, profile: str, assignments: dict[str, str]) -> list[Path]:
             known = ", ".join(f"{k} ({type(v).__name__}, default {v!r})" for k, v in defaults.items())
             raise ParameterError(f"parameter {key!r} is unknown{nearest(key, list(defaults))}; {name} has: {known}")
         values[key] = parse_value(key, text, defaults[key])
+    allowed = allowed_values(notebook)
+    for key in values.keys() & allowed.keys():
+        _check_value(key, values[key], allowed[key])
 
     try:
         import latex2mathml  # noqa: F401  it and the next one are for the page, after all work
@@ -199,7 +218,7 @@ def refresh(name: str) -> Path:
     return file
 
 
-@contextmanager
+@contextlib.contextmanager
 def from_nothing() -> Iterator[None]:
     """Run with empty folders for data, runs and reports, so that nothing left by earlier work can decide a result."""
     with tempfile.TemporaryDirectory() as folder:

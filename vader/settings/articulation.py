@@ -41,6 +41,7 @@ class ArticulationConfig:
     free_depth_images: int = 0  # seen in the first stage before that; from then to its end the weight rises from 0
     predictor_learning_rate: float = 5e-4  # of the predictor and the 3D keypoints (UVA)
     ray_stride: int = 1  # a training step renders every n-th pixel and row, at a random offset
+    change_weight: float = later(0.0)  # of pixels where a video changes, in the pixel loss (`losses.change_weights`)
     # A gentler start than with all frames at once, see `start`. Off by default.
     own_start: bool = False  # a solid of its own for each video, which follows the silhouette's centre
     neutral_share: float = 1.0  # of a video's frames, its most symmetric ones, that training begins with
@@ -95,7 +96,7 @@ class ArticulationConfig:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name):g}, expected a positive number")
         require(self.near < self.far, f"near is {self.near:g} and far is {self.far:g}, expected near < far")
         require(self.taught_sigma >= 0, f"taught_sigma is {self.taught_sigma:g}, expected 0 or more")
-        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region")
+        terms = ("equivariance", "projection", "settling", "pull", "rigid_pull", "start", "depth", "region", "change")
         for name in (*(f"{term}_weight" for term in terms), "rigid_images", "neutral_images"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name):g}, expected 0 or more")
         for name in (

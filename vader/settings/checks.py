@@ -19,9 +19,9 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def check_seed(seed: int) -> None:
-    """Raise `ConfigError` unless `seed` is one of SEEDS."""
-    require(seed in SEEDS, f"seed is {seed}, expected an integer from 0 to {SEEDS[-1]}")
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raise `ConfigError`, which calls it `name`, unless `seed` is one of SEEDS."""
+    require(seed in SEEDS, f"{name} is {seed}, expected an integer from 0 to {SEEDS[-1]}")
 
 
 def nearest(name: str, known: list[str]) -> str:

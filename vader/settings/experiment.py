@@ -32,6 +32,9 @@ class DataConfig:
     variants: int = 1  # furniture: re-coloured, re-scaled versions of each base model
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed, f"data set {self.name}: seed")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -44,6 +47,10 @@ class EvaluationConfig:
     features: str = "inception-v3"
     kid_subset_size: int = 1000
     kid_subsets: int = 100
+
+    def __post_init__(self) -> None:
+        for seed in self.sampling_seeds:
+            check_seed(seed, "one of sampling_seeds")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,10 @@ class Experiment:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         self.unet.resolutions(self.autodecoder.latent_resolution)  # that both stages fit, before the first is trained
+        require(
+            not self.articulation.change_weight or self.reconstruction.pixel_weight > 0,
+            f"change_weight is {self.articulation.change_weight:g}, but pixel_weight, whose loss it divides, is 0",
+        )
         require(
             self.conditional or self.sampler.guidance == 1,
             f"guidance is {self.sampler.guidance}, but the model is unconditional (context_dim 0), expected 1",

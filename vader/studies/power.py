@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..report import paper
+from ..report import ReportError, paper
+from ..report.claims import once
+from ..report.ledger.intervals import intervals
 from ..report.report import read_reports
 from ..store.files import write_file
 from ..store.paths import reports_dir
@@ -25,6 +27,22 @@ from ..store.paths import reports_dir
 MOST = 1000  # seeds; beyond that a claim is called out of reach
 NUMBER, UNIT = r"-?[\d.]+(?:e[+-]?\d+)?", r"(?: (?:x 0\.01|KD x10\^3|[^\d()]+))?"
 INTERVAL = re.compile(rf"({NUMBER}){UNIT} \(95 % interval over (?:(\d+) training )?seeds ({NUMBER}) to ({NUMBER})[,)]")
+
+
+# What would decide the claims whose intervals are over something else than seeds, by their names.
+OTHERWISE = {
+    r"figure2\.less_spurious_density": "nothing: in every pair both samples have the same share, so that there is no "
+    "difference to find",
+    r"figure4\..*": "more held-out captions, which need more photographed objects and a training",
+    r"figure5\..*": "more held-out captions of the set, or a training that reads prompts better",
+    r"figure9\.planted_.*": "a training in which the robust denoiser itself beats linear prediction. Where it does "
+    "not, the budget decides nothing by the rule, however far apart both lie (`tails.md` has why it does not)",
+    r"parts\..*": "more training videos, and with them other trainings",
+    r"table3\..*": "more samples of each number of steps",
+    r"table4\..*\.shapes_are_no_copies": "more held-out models, and with them another split and its trainings",
+    r"table4\..*": "more references, that is, training models, whose resampling both systems share. More samples "
+    "narrow the rest of the interval",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +79,11 @@ def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[O
     """The inconclusive claims of a profile: those that rest on seeds of training, and (id, report, evidence) of the
     others, whose intervals are over objects, samples or videos of single trainings."""
     found, others = [], []
-    for report in (r for r in reports if r["profile"] == profile):
-        for claim in (c for c in report["claims"] if c["verdict"] == "inconclusive"):
+    reports = [r for r in reports if r["profile"] == profile]
+    listed = once(reports)
+    for report in reports:
+        stem = f"{report['notebook']}.{profile}"
+        for claim in (c for c in report["claims"] if c["verdict"] == "inconclusive" and (stem, c["id"]) in listed):
             match = INTERVAL.search(claim["evidence"])
             if match is None:
                 others.append((claim["id"], report["notebook"], claim["evidence"]))
@@ -81,6 +102,30 @@ def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[O
                 )
             )
     return found, others
+
+
+def times_as_many(evidence: str) -> float | None:
+    """How many times as many objects, samples or videos would narrow the interval of a sentence enough to leave out no
+    difference, if the value stayed: the square of how far the interval reaches to that side over the distance to it, of
+    logarithms for ratios.
+
+    None where the sentence has no such interval, is about being equal, or has no difference itself.
+    """
+    for one in intervals(evidence) if "reaches across" not in evidence else ():
+        scale = math.log if one.neutral == 1 else float
+        value, low, high, neutral = (scale(x) for x in (one.value, one.low, one.high, one.neutral))
+        if low <= neutral <= high:
+            reach = value - low if value > neutral else high - value
+            return (reach / (value - neutral)) ** 2 if value != neutral else None
+    return None
+
+
+def otherwise(claim: str) -> str:
+    """What would decide a claim that more seeds do not. Raises ReportError for one that nobody has thought about."""
+    for pattern, what in OTHERWISE.items():
+        if re.fullmatch(pattern, claim):
+            return what
+    raise ReportError(f"claim {claim!r} is open, and power.OTHERWISE does not say what would decide it")
 
 
 def _seeds(report: dict[str, Any]) -> int:
@@ -131,10 +176,19 @@ def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) ->
             f"{_said(seeds_needed(c.difference, c.spread))} | {papers} | {minutes} |"
         )
     lines += ["", "## Open for another reason", ""]
-    lines.append(
-        "The intervals of these are over objects, samples or videos. More of those decide them, not more seeds."
-    )
-    lines += ["", *(f"- `{id}` ({report}): {evidence.split(';')[0]}" for id, report, evidence in sorted(others)), ""]
+    lines += [
+        "The intervals of these are over objects, samples or videos. More of those decide them, not more seeds. An "
+        "interval shrinks with the root of their number. The column says how many times as many would leave out no "
+        "difference, if the value stayed where it is.",
+        "",
+        "| claim | report | found | times as many | what would decide it |",
+        "|---|---|---|---|---|",
+    ]
+    for id, report, evidence in sorted(others):
+        times = times_as_many(evidence)
+        many = "–" if times is None else "over 100" if times > 100 else f"{times:.2g}"
+        lines.append(f"| `{id}` | {report} | {evidence.split(';')[0]} | {many} | {otherwise(id)} |")
+    lines.append("")
     return "\n".join(lines)
 
 

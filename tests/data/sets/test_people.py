@@ -79,6 +79,7 @@ def stand_in() -> BodyModel:
     )
     regions["head"] = weights[:, labels.index("head")]
     regions["scalp"] = regions["head"] * (rest[:, 1] > 0.59)
+    regions["face"] = regions["head"] * (rest[:, 2] > -0.01)  # all but the back
     actions = {"jawOpen": np.zeros_like(rest), "tongueOut": np.zeros_like(rest)}
     actions["jawOpen"][6 * labels.index("head") + 3, 1] = -0.05
     body = BodyModel(
@@ -407,6 +408,24 @@ def test_bad_input_is_refused_before_rendering(root, clips, monkeypatch):
     (root / "file").write_text("in the way")
     with pytest.raises(DataError, match="people_heads: output folder is not writable"):
         people.prepare(TINY, root=root / "file")
+
+
+def test_a_face_is_boxed_where_its_vertices_are_seen_and_its_jaw_is_the_motions(body):
+    """The box is around the projected face of the stand-in, an octahedron's front: inside the head's pixels."""
+    found = people.faces(TINY, 1)
+    video, truth = people.render_motion(TINY, 1, 1)
+    assert found.boxes.shape == (len(video), 4) and found.boxes.dtype == found.jaw.dtype == torch.float32
+    assert torch.equal(found.jaw, torch.from_numpy(people.face_motion(TINY.seed, 1, 4, ["jawOpen"])[:, 0]).float())
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    torch.testing.assert_close(sides[:, 0], sides[:, 1])
+    assert (sides > 0).all()
+    head = truth.names.index("head")
+    whole = people.moved(TINY, 1, 1)
+    alone = people.moved(TINY, 1, 1, face_alone=True)
+    assert np.allclose(alone.vertices, whole.vertices[:, whole.figure.face]) and len(alone.figure.faces) == 0
+    for part, box in zip(truth.parts, found.boxes, strict=True):
+        y, x = (part == head).nonzero().float().T + 0.5
+        assert box[0] > x.min() - 3 and box[2] < x.max() + 3 and box[1] > y.min() - 3 and box[3] < y.max() + 6
 
 
 # ---------------------------------------------------------------------------------------- anny

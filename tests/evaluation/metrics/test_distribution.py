@@ -240,6 +240,19 @@ def test_resampled_trainings_have_the_unbiased_variance_of_their_mean(count):
     assert float(draws.var()) == pytest.approx(float(values.var() / count), rel=0.05)
 
 
+def test_the_ratio_compares_both_systems_with_the_same_resampled_real_objects():
+    """Half of the real objects lie far off, and how many are drawn moves both distances alike. Met by other draws of
+    them for each, two equal systems would differ."""
+    real, far = gaussian(6, 2, seed=0), gaussian(6, 2, shift=4.0, seed=1)
+    values, objects = torch.cat([real.values, far.values]), torch.cat([real.objects, far.objects + 6])
+    real = dataclasses.replace(real, values=values, objects=objects)
+    system = [gaussian(400, 1, seed=2)]  # so many that resampling them changes little
+    paired = distribution.KernelDistance(real).ratio(system, system, resamples=400)
+    alone = distribution.KernelDistance(real).estimate(system, resamples=400)
+    assert paired.value == 1 and 0.8 < paired.low and paired.high < 1.25
+    assert alone.low < 0.6 * alone.value and alone.high > 1.5 * alone.value
+
+
 def test_frechet_of_known_gaussians():
     """Diagonal Gaussians: |m|^2 + sum (s_a - s_b)^2, and the interval holds it."""
     g = torch.Generator().manual_seed(0)

@@ -22,19 +22,9 @@ from ..meshes.raycast import LIGHT_RIG
 from ..pipeline import SetWriter, prepare_set
 from ..prepared import DataError, SequenceSet
 from ..synthetic.motion import CYCLES, Clip, clip_folder, curve, read_clip, rotations
-from ..synthetic.people_looks import HAIR_CUTS, Person, albedo, dress, person, person_draw
-from ..synthetic.people_mesh import (
-    BODY_PARTS,
-    HEAD_PARTS,
-    SHAPES,
-    TOPOLOGY,
-    BodyModel,
-    load_body,
-    long_hair,
-    parts_of_bones,
-    pose_bones,
-    skin,
-)
+from ..synthetic.people_figures import Figure, build
+from ..synthetic.people_looks import Person, person, person_draw
+from ..synthetic.people_mesh import SHAPES, TOPOLOGY, load_body, pose_bones
 from ..video import VIDEOS, Truth, Video, check_video_settings, part_poses, rendered_video, stored_normals, video_camera
 
 NAMES = ("people_heads", "people_bodies")
@@ -45,7 +35,6 @@ HEAD_HEIGHT = (1.15, 1.3)  # chin to crown without hair, in units of the cube; t
 HEAD_CENTRE = -0.08  # y of the middle between chin and crown, on average
 HEAD_TURN = {"x": 12.0, "y": 35.0, "z": 8.0}  # degrees, amplitude of the head in the world
 TORSO_TURN = {"x": 2.0, "y": 7.0, "z": 2.0}
-BUST = 0.35  # metres below the neck that heads are shown with, if the picture reaches so far
 HEAD_DRIFT = 0.05  # of the base of the neck, in units of the cube
 BODY_TURN = 50.0  # degrees about y, beside what a clip turns
 FACE_CYCLES = (1 / 32, 1 / 8)  # per frame
@@ -156,67 +145,6 @@ def bone_turns(joints: dict[str, np.ndarray], heads: dict[str, np.ndarray]) -> d
     return turned
 
 
-# ---------------------------------------------------------------------------------------- figures
-
-
-@dataclass(frozen=True, eq=False)
-class Figure:
-    """A person ready to be posed, in metres: only the vertices that some face uses."""
-
-    rest: np.ndarray  # (n, 3)
-    joints: np.ndarray  # (b, 3)
-    weights: np.ndarray  # (n, b)
-    offsets: np.ndarray  # (a, n, 3), of facial actions at full strength
-    faces: np.ndarray  # (f, 3)
-    labels: np.ndarray  # (f,) uint8, index of the part in `roots`
-    colours: np.ndarray  # (n, 3)
-    roots: dict[str, str]  # part -> bone
-    chin: float  # heights of the bare head
-    crown: float
-
-    def skin(self, strength: np.ndarray, rotation: np.ndarray, joint: np.ndarray) -> np.ndarray:
-        """Vertices (n, 3) at strengths (a,) of the facial actions and a pose of the bones."""
-        rest = self.rest + np.tensordot(strength, self.offsets, 1)
-        return skin(rest, self.weights, self.joints, rotation, joint)
-
-
-def build(body: BodyModel, who: Person, heads: bool) -> Figure:
-    """The mesh of a person: dressed, with hair, cut off below the picture where only the head is shown."""
-    bare, joints = body.rest(who.phenotype, who.shapes)
-    rest, weights, faces = dress(who, bare, body.faces, body.regions), body.weights, body.faces
-    colours, offsets = albedo(who, body.regions, rest[:, 1]), np.stack(list(body.actions.values()))
-    roots = HEAD_PARTS if heads else BODY_PARTS
-    part_of_bone = parts_of_bones(body.labels, body.parents, roots)
-    part_of_vertex = np.stack([weights[:, part_of_bone == k].sum(1) for k in range(len(roots))], axis=1)
-    labels = part_of_vertex[faces].sum(1).argmax(1).astype(np.uint8)
-    if heads:
-        keep = (rest[faces, 1] > joints[body.bone("neck01"), 1] - BUST).any(1)
-        faces, labels = faces[keep], labels[keep]
-    if who.cut == "long":
-        extra, surface = long_hair(bare, body.regions["scalp"], who.length, HAIR_CUTS["long"])
-        held = np.zeros((len(extra), weights.shape[1]))
-        held[:, body.bone("head")] = 1
-        faces = np.concatenate([faces, surface + len(rest)])
-        labels = np.append(labels, np.full(len(surface), list(roots).index("head"), np.uint8))
-        rest, weights = np.concatenate([rest, extra]), np.concatenate([weights, held])
-        colours = np.concatenate([colours, np.tile(who.hair, (len(extra), 1))])
-        offsets = np.pad(offsets, ((0, 0), (0, len(extra)), (0, 0)))
-    used, faces = np.unique(faces, return_inverse=True)
-    skull = bare[body.regions["head"] > 0.5, 1]
-    return Figure(
-        rest=rest[used],
-        joints=joints,
-        weights=weights[used],
-        offsets=offsets[:, used],
-        faces=faces.reshape(-1, 3),
-        labels=labels,
-        colours=colours[used],
-        roots=roots,
-        chin=skull.min(),
-        crown=skull.max(),
-    )
-
-
 # ---------------------------------------------------------------------------------------- the data set
 
 
@@ -254,8 +182,36 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
     """The person of video `identity` moving as in video `motion`: what an animation should look like."""
     from ..meshes.rasterize_cpu import render_mesh
 
+    camera, moving = video_camera(config), moved(config, identity, motion, folder)
+    figure, who = moving.figure, moving.who
+    pictures = [
+        render_mesh(vertices, figure.faces, figure.colours, figure.labels, camera, config.supersampling)
+        for vertices in moving.vertices
+    ]
+    frames, masks, parts, normals = (torch.from_numpy(np.stack(layer)) for layer in zip(*pictures, strict=True))
+    made = {"creator": "generated by vader.data.sets.people with anny (MakeHuman's body, CC0)"}
+    if config.name != "people_heads":
+        made["clip"] = clip_name(config.seed, motion)
+    video = rendered_video(config, object_key, identity, motion, frames, masks, who.caption, **made)
+    names, poses = tuple(figure.roots), part_poses(moving.parts, camera)
+    return video, Truth(parts, poses, camera.intrinsics[0], names, stored_normals(normals))
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A person in each frame of a motion, in units of the cube."""
+
+    who: Person
+    figure: Figure
+    vertices: np.ndarray  # (t, n, 3)
+    parts: np.ndarray  # (t, p, 4, 4), from each part's own frame to the world
+
+
+def moved(
+    config: DataConfig, identity: int, motion: int, folder: Path | None = None, face_alone: bool = False
+) -> Moved:
+    """The mesh of the person of video `identity` moving as in video `motion`. face_alone: of heads, no other vertex."""
     heads, count = config.name == "people_heads", config.train_views + config.heldout_views
-    camera = video_camera(config)
     body, who = load_body(), person(config.seed, identity, config.name)
     figure = build(body, who, heads)
     if heads:
@@ -270,6 +226,7 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
         turned = bone_turns({k: r.as_matrix() for k, r in world.items()}, rest_joints)
     turns = {body.bone(label): value for label, value in turned.items()}
     rotation, joint = pose_bones(body.parents, figure.joints, turns)
+    figure = figure.of(figure.face) if face_alone else figure
     posed = np.stack([figure.skin(strength[k], rotation[k], joint[k]) for k in range(count)])
     if heads:
         neck = body.bone("neck01")
@@ -282,20 +239,28 @@ def render_motion(config: DataConfig, identity: int, motion: int, folder: Path |
         stood = posed + shift[:, None]
         low, high = stood.min((0, 1)), stood.max((0, 1))
         scale, shift = 2 * HALF_EXTENT / (high - low).max(), shift - (low + high) / 2
-    pictures = [
-        render_mesh(vertices, figure.faces, figure.colours, figure.labels, camera, config.supersampling)
-        for vertices in scale * (posed + shift[:, None])
-    ]
-    frames, masks, parts, normals = (torch.from_numpy(np.stack(layer)) for layer in zip(*pictures, strict=True))
     own = [body.bone(label) for label in figure.roots.values()]
     rigid = np.tile(np.eye(4), (count, len(own), 1, 1))
     rigid[..., :3, :3], rigid[..., :3, 3] = rotation[:, own], scale * (joint[:, own] + shift[:, None])
-    made = {"creator": "generated by vader.data.sets.people with anny (MakeHuman's body, CC0)"}
-    if not heads:
-        made["clip"] = clip_name(config.seed, motion)
-    video = rendered_video(config, object_key, identity, motion, frames, masks, who.caption, **made)
-    names = tuple(figure.roots)
-    return video, Truth(parts, part_poses(rigid, camera), camera.intrinsics[0], names, stored_normals(normals))
+    return Moved(who, figure, scale * (posed + shift[:, None]), rigid)
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """The ground truth about the face of a talking head, for evaluation only."""
+
+    boxes: torch.Tensor  # (t, 4) float32: left, top, right and bottom of a square around it, in pixels of a frame
+    jaw: torch.Tensor  # (t,) float32: how far it is open, from 0 to 0.6 (ACTIONS)
+
+
+def faces(config: DataConfig, index: int) -> Faces:
+    """Where the face of video `index` is in each of its frames. Raises ImportError without anny."""
+    camera, moving = video_camera(config), moved(config, index, index, face_alone=True)
+    pixels = torch.stack([camera.project(torch.from_numpy(vertices).float())[0] for vertices in moving.vertices])
+    low, high = pixels.amin(1), pixels.amax(1)
+    centre, half = (low + high) / 2, (high - low).amax(1, keepdim=True) / 2
+    jaw = face_motion(config.seed, index, len(pixels), ["jawOpen"])[:, 0]
+    return Faces(torch.cat([centre - half, centre + half], dim=1), torch.from_numpy(jaw).float())
 
 
 def _clip(name: str, folder: Path | None) -> Path:

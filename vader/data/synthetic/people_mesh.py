@@ -240,6 +240,7 @@ def _regions(body: BodyModel, data: Path) -> dict[str, np.ndarray]:
     scalp = np.clip((height - line) / 0.02, 0, 1) * (weight["head"] > 0.5) * (1 - ears) * ~eyeball
     side = np.abs(rest[:, 0])
     brow = (np.abs(height - 0.022 + 6 * np.maximum(side - 0.042, 0) ** 2) < 0.0042) & (side > 0.012) & (side < 0.052)
+    face = (weight["head"] > 0.5) & (front > -0.045) & (height < 0.06) & (height > -0.125) & (ears < 0.5)
     beard = np.interp(front, [-0.1, -0.06, 0.0], [-0.035, -0.055, -0.062])  # its upper edge
     beard = np.clip((beard - height) / 0.012, 0, 1) * (height > -0.125) * (weight["head"] > 0.5) * (front > -0.09)
     below_neck = heads[body.bone("neck01"), 1] - rest[:, 1] - 0.25 * np.maximum(rest[:, 2], 0)
@@ -256,7 +257,7 @@ def _regions(body: BodyModel, data: Path) -> dict[str, np.ndarray]:
         "lips": lips, "mouth": cavity, "scalp": scalp, "brow": brow * (front > -0.03) * ~eyeball * (1 - scalp),
         "beard": beard * (1 - lips) * (1 - cavity) * (1 - ears) * ~eyeball,
         "shirt": shirt, "sleeve": along, "trousers": trousers, "shoe": np.clip(foot * 3 - 1, 0, 1),
-        "calf": weight["left_shin"] + weight["right_shin"], "head": weight["head"],
+        "calf": weight["left_shin"] + weight["right_shin"], "head": weight["head"], "face": face.astype(float),
     }  # fmt: skip
 
 

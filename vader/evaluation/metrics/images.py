@@ -40,6 +40,17 @@ def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
     return -10 * mse.log10()
 
 
+def foreground_psnr(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `psnr` inside the masks over the images that have a foreground pixel, (); NaN where none has one."""
+    shown = has_foreground(mask)
+    return psnr(prediction[shown], target[shown], mask[shown]).mean()
+
+
+def has_foreground(mask: Tensor) -> Tensor:
+    """Which of the masks (n, h, w) in [0, 1] have a pixel that is at least half covered, (n,) bool."""
+    return (mask >= 0.5).flatten(1).any(1)
+
+
 class LPIPS:
     """Learned perceptual distance, `lpips` 0.1 with the backbone of `vader.store.weights`.
 

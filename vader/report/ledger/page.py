@@ -57,6 +57,7 @@ def _told(claim: dict[str, Any], profile: str) -> dict[str, Any]:
         "words": claim["verdict"].replace("_", " "),
         "stated": stated(claim["id"]),
         "drawn": drawn,
+        "also": claim.get("also", []),
         "cause": {**claim["cause"], "words": CAUSES[claim["cause"]["cause"]]} if "cause" in claim else None,
         "uncommitted": claim["commit"].endswith("+"),
         "page": f"{claim['notebook']}.{profile}.html#{claim['id']}",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...autodecoder.losses import image_losses
 from ...autodecoder.reconstruction import load_autodecoder
 from ...data import Sequence, SequenceSet
-from ...evaluation.metrics.images import psnr
+from ...evaluation.metrics.images import foreground_psnr, psnr
 from ...evaluation.pictures import Mean, heldout_scores, mean_over_objects
 from ...generation.parallel import side_by_side
 from ...generation.volumes import Models
@@ -102,10 +102,9 @@ def fitted_scores(models: Models, objects: Items[int], everything: bool, steps: 
         samples = models.config.reconstruction.num_samples
         rendered = render_views(volume, sequence.cameras[views], samples, normals=False)["colour"][0]
         target, mask = sequence.colours(views), sequence.alphas(views)
-        shown = (mask >= 0.5).flatten(1).any(1)
         return {
             "psnr": psnr(rendered, target).mean(),
-            "psnr_foreground": psnr(rendered[shown], target[shown], mask[shown]).mean(),
+            "psnr_foreground": foreground_psnr(rendered, target, mask),
         }
 
     found = list(tqdm(side_by_side(score, objects, models.device), total=len(objects), desc="voxels", disable=None))

@@ -26,7 +26,6 @@ from ...data import SequenceSet, prepare
 from ...diffusion.denoising import Denoising
 from ...diffusion.edm import per_object
 from ...diffusion.normalization import NORMALIZED_IQR, RobustStatistics
-from ...report import seed_interval
 from ...settings.experiment import Experiment
 from ...stages import autodecoder_run
 from ...store import runs
@@ -34,7 +33,9 @@ from ...store.files import read_weights, write_file
 from ...store.paths import reports_dir
 from ...store.runs import Run
 from ...training import fit, select_device
+from . import widths
 from .study import BULK, BulkTest, NormalizationStudy, TailedDenoising, study_config
+from .widths import said
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,14 @@ def arm_errors(
     return errors
 
 
-def page(profile: str, data: str, study: NormalizationStudy, errors: dict[tuple[str, float], list[float]]) -> str:
-    """The table as Markdown."""
+def page(
+    profile: str,
+    data: str,
+    study: NormalizationStudy,
+    errors: dict[tuple[str, float], list[float]],
+    trained: list[widths.Width],
+) -> str:
+    """Both tables as Markdown."""
     lines = [
         f"# Why robust normalisation loses on a planted tail: {data}, profile {profile}",
         "",
@@ -189,23 +196,16 @@ def page(profile: str, data: str, study: NormalizationStudy, errors: dict[tuple[
         "|---" * (1 + len(study.tails)) + "|",
     ]
     for name in ARMS:
-        cells = [_said(errors.get((name, tail))) for tail in study.tails]
+        cells = [said(errors.get((name, tail))) for tail in study.tails]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
-
-
-def _said(errors: list[float] | None) -> str:
-    """Geometric mean over seeds, and its interval."""
-    if not errors:
-        return "–"
-    mean, low, high = (math.exp(x) for x in seed_interval([math.log(e) for e in errors]))
-    return f"{mean:.3g} ({low:.3g} to {high:.3g})"
+    return "\n".join([*lines, "", *widths.lines(trained), ""])
 
 
 def write(config: Experiment, profile: str, device: str = "auto") -> Path:
     """Train what is not in the run store, and write `tails.md` beside the reports."""
     study = STUDIES[profile]
-    errors = arm_errors(config, prepare(config.data), study, device)
+    data = prepare(config.data)
+    errors, trained = arm_errors(config, data, study, device), widths.widths(config, data, study, device)
     file = reports_dir() / "tails.md"
-    write_file(file, page(profile, config.data.name, study, errors))
+    write_file(file, page(profile, config.data.name, study, errors, trained))
     return file
