@@ -11,8 +11,7 @@ and the sum over later samples is L (from the forward result) less what has been
 Volumes are (b, z, y, x, 4), so that two voxels which are neighbours in x are eight adjacent floats. Places, weights
 and absorption of a segment's samples are computed side by side, a lane each (`simd`). A trilinear fetch is four loads
 with multiply-adds, its transpose four load-add-stores. Adding up what consecutive samples give to one cell before it is
-stored gains nothing at 64^3 voxels and 128 samples, and loses a tenth at 32^3 and 48 (`python -m tests.benchmarks
-skipping` tries it).
+stored gains nothing at 64^3 voxels and 128 samples, and loses a tenth at 32^3 and 48.
 """
 
 from __future__ import annotations
