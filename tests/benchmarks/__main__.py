@@ -1,11 +1,12 @@
 """Every contest, side by side, with one command:
 
-    python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N]
+    python -m tests.benchmarks [PART ...] [--device auto|cpu|cuda] [--threads N] [--report NAME]
 
 runs the parts (renderer, skipping, sampler, stage1, full_size, shards, preparation, training, chamfer, features; all
 that use the device unless some are named) and writes `reports/benchmarks.<cpu or the GPU's name>.json` and `.png`.
-A selection is only printed. Have nothing else run on the machine. Without PyTorch3D or torch-fidelity, as on many GPU
-machines, their contests are left out and the report says so.
+A selection is only printed, unless `--report NAME` has it as `reports/benchmarks.NAME.json`. Have nothing else run on
+the machine. Without PyTorch3D or torch-fidelity, as on many GPU machines, their contests are left out and the report
+says so.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: the device's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    parser.add_argument("--report", metavar="NAME", help="name of the report (default: the device's, of all its parts)")
     options = parser.parse_args(arguments)
     unknown = set(options.parts) - PARTS.keys()
     if unknown:
@@ -147,9 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
         for item in [*more_rows, *map(asdict, more_quantities)]:
             print(json.dumps(item), flush=True)
         rows, quantities, curves = rows + more_rows, quantities + more_quantities, curves | more_curves
-    if options.parts:
+    if options.parts and not options.report:
         return 0
-    kind = "cpu" if device.type == "cpu" else re.sub(r"[^a-z0-9]+", "-", device_name(device).lower())
+    kind = "cpu" if device.type == "cpu" else device_name(device)
+    kind = re.sub(r"[^a-z0-9]+", "-", (options.report or kind).lower())
     report = {
         "created": utc_now(),
         "environment": {**environment(device), "threads": options.threads},
@@ -160,8 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     }
     file = reports_dir() / f"benchmarks.{kind}.json"
     write_json(file, report)
-    title = f"{device_name(device)}, {options.threads} threads" if kind == "cpu" else device_name(device)
-    write_file(file.with_suffix(".png"), figure_png(plot(curves, title)))
+    if curves:
+        title = f"{device_name(device)}, {options.threads} threads" if kind == "cpu" else device_name(device)
+        write_file(file.with_suffix(".png"), figure_png(plot(curves, title)))
     print(file)
     return 0
 

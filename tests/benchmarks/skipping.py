@@ -1,6 +1,6 @@
 """What jumping over empty space brings to the CPU's training step, and a backward that keeps a cell's sums.
 
-    python -m tests.benchmarks skipping --device cpu [--threads 1]
+    python -m tests.benchmarks skipping --device cpu --threads 1 --report cpu-skipping
 
 Both are measured side by side in one process, on a volume as training begins and on one of a finished run: pictures,
 their backward alone, and the whole step of stage 1. Ratios of CPU seconds hold beside other work, too.

@@ -185,6 +185,10 @@ def test_a_selection_is_printed_and_leaves_the_report_alone(monkeypatch, tmp_pat
     parts(monkeypatch, [ROW])
     assert command.main(["one", "--device", "cpu", "--threads", str(torch.get_num_threads())]) == 0
     assert json.loads(capsys.readouterr().out) == ROW and not list(tmp_path.iterdir())
+    named = ["one", "--device", "cpu", "--threads", str(torch.get_num_threads()), "--report", "cpu-one"]
+    assert command.main(named) == 0 and [file.name for file in tmp_path.iterdir()] == ["benchmarks.cpu-one.json"]
+    report = json.loads((tmp_path / "benchmarks.cpu-one.json").read_text())
+    assert report["rows"] == [ROW] and report["environment"]["threads"] == torch.get_num_threads()
 
 
 def test_an_unknown_part_is_named(capsys):
