@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -65,21 +67,57 @@ def test_a_judge_refuses_what_it_cannot_judge():
         judge.read(other)
 
 
+def alone(features, labels) -> text.Lessons:
+    return text.Lessons(features, labels, [str(i) for i in range(len(labels))])
+
+
+def random_labels(count: int) -> list[str]:
+    return [KINDS[i] for i in torch.randint(4, (count,), generator=torch.Generator().manual_seed(6)).tolist()]
+
+
 def test_a_judge_that_saw_the_object_recognises_it_and_one_that_did_not_reads_its_category_only():
     """Objects that look like nothing of their category: only who saw them can name it."""
-    centres = 2 * torch.randn(80, 64, generator=torch.Generator().manual_seed(5))
-    labels = [KINDS[i] for i in torch.randint(4, (80,), generator=torch.Generator().manual_seed(6)).tolist()]
+    centres, labels = 2 * torch.randn(80, 64, generator=torch.Generator().manual_seed(5)), random_labels(80)
     taught, again = objects_of(centres, 3), objects_of(centres, 2, seed=1)
     saw = text.match_categories(text.train_judge(taught, labels).read(again), labels)
-    unseen = text.match_categories(text.read_unseen(taught, labels, again, range(80)), labels)
+    unseen = text.match_categories(text.read_unseen(alone(taught, labels), again, range(80)), labels)
     assert saw.accuracy == 1 and abs(unseen.accuracy - unseen.chance) < 0.15
     taught, labels = planted(80, 0)
-    assert text.match_categories(text.read_unseen(taught, labels, planted(80, 0)[0], range(80)), labels).accuracy > 0.9
+    read = text.read_unseen(alone(taught, labels), taught, range(80))
+    assert text.match_categories(read, labels).accuracy > 0.9
     chosen = [3, 70, 8]
     some = objects_of(taught.values.view(80, 3, -1).mean(1)[chosen], 2)
-    assert text.read_unseen(taught, labels, some, chosen) == [labels[i] for i in chosen]
+    assert text.read_unseen(alone(taught, labels), some, chosen) == [labels[i] for i in chosen]
     with pytest.raises(MetricError, match="3 objects are shown, but 2 numbers say which they are"):
-        text.read_unseen(taught, labels, some, chosen[:2])
+        text.read_unseen(alone(taught, labels), some, chosen[:2])
+
+
+def test_a_namesake_does_not_tell_the_judge_either():
+    """Twins that look the same and like nothing of their category: who saw the twin can name it."""
+    centres, labels = (
+        2 * torch.randn(40, 64, generator=torch.Generator().manual_seed(5)).repeat(2, 1),
+        random_labels(40) * 2,
+    )
+    taught, again = objects_of(centres, 3), objects_of(centres, 2, seed=1)
+    groups = [f"{i % 40}" for i in range(80)]
+    found = {}
+    for name, lessons in {"apart": text.Lessons(taught, labels, groups), "told": alone(taught, labels)}.items():
+        match = text.match_categories(text.read_unseen(lessons, again, range(80)), labels)
+        found[name] = match.accuracy - match.chance
+    assert found["told"] > 0.5 > 0.2 > found["apart"]
+
+
+def test_lessons_know_namesakes_by_their_stems(monkeypatch):
+    monkeypatch.setattr(text, "real_features", lambda data, config: config.real_views)
+    config = tiny_experiment()
+    data = balls(config)
+    names = ["Small lamp 1", "Small lamp 2", "Sofa"]
+    told = [
+        dataclasses.replace(s, attributes={"name": n, "category": "home"}) for s, n in zip(data, names, strict=False)
+    ]
+    lessons = text.lessons(dataclasses.replace(data, sequences=(*told, *list(data)[3:])), config.evaluation)
+    assert lessons.groups[0] == lessons.groups[1] != lessons.groups[2] and len(lessons.groups) == 4
+    assert lessons.labels == ["home"] * 3 + ["balls"] and lessons.features == text.LESSONS
 
 
 def test_chance_is_what_captions_in_random_order_score():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vader.settings.checks import later
-from vader.store.files import RunError, canonical, load_weights, plain, read_weights, save_weights, write_json
+from vader.store.files import (
+    RunError,
+    canonical,
+    load_weights,
+    pack_weights,
+    plain,
+    read_weights,
+    save_weights,
+    write_json,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -149,3 +159,49 @@ def test_a_damaged_file_an_absent_one_and_a_foreign_one_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(RunError, match="no JSON in 'config'"):
         read_weights(file)
+
+
+def test_packed_weights_are_the_same_and_smaller(tmp_path):
+    file, generator = tmp_path / "w.safetensors", torch.Generator().manual_seed(0)
+    tensors = {
+        "half": torch.randn(300, 200, generator=generator).half(),
+        "full": torch.randn(3, 5, generator=generator),
+        "count": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "none": torch.zeros(0, 4),
+    }
+    save_weights(file, tensors, {"name": "Größe"})
+    plainly, size = read_weights(file), file.stat().st_size
+    packed = pack_weights(file)
+    assert packed.name == "w.safetensors.xz" and [path.name for path in tmp_path.iterdir()] == [packed.name]
+    found, config = read_weights(packed)
+    assert config == {"name": "Größe"} and found.keys() == tensors.keys()
+    for name, tensor in plainly[0].items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    assert packed.stat().st_size < 0.88 * size
+    content = packed.read_bytes()
+    assert pack_weights(packed) == packed and packed.read_bytes() == content
+    save_weights(file, tensors, {"name": "Größe"})
+    assert pack_weights(file).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"xz", b"\xfd7zXZ\x00 cut off"])
+def test_a_packed_file_that_is_none_is_named(tmp_path, content):
+    file = tmp_path / "w.safetensors.xz"
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"w\.safetensors\.xz: not a readable safetensors file"):
+        read_weights(file)
+    file.unlink()
+    with pytest.raises(RunError, match=r"w\.safetensors\.xz: no such weights file"):
+        read_weights(file)
+
+
+def test_a_packed_file_that_was_cut_or_holds_something_else_is_named(tmp_path):
+    save_weights(tmp_path / "w.safetensors", nn.Linear(50, 50), {})
+    packed = pack_weights(tmp_path / "w.safetensors")
+    packed.write_bytes(packed.read_bytes()[:-40])
+    with pytest.raises(RunError, match=r"w\.safetensors\.xz: not a readable safetensors file"):
+        read_weights(packed)
+    packed.write_bytes(lzma.compress(b"no weights at all"))
+    with pytest.raises(RunError, match=r"w\.safetensors\.xz: not a readable safetensors file"):
+        read_weights(packed)

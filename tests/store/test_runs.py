@@ -270,11 +270,19 @@ def test_a_committed_run_is_found_where_there_is_no_own_one(store, capsys):
     (run.folder / "checkpoint-old.pt").write_bytes(b"")
     assert vader(["runs", "commit", run.folder.name]) == 0
     committed = store.parent / "reports" / "runs" / run.folder.name
-    assert not (committed / "checkpoint-old.pt").exists()
+    assert sorted(path.name for path in committed.iterdir()) == [
+        "DONE", "decoder.safetensors.xz", "record.json", "settings.json",
+    ]  # fmt: skip
+    assert (run.folder / "decoder.safetensors").is_file()
     assert runs.find("chairs", SETTINGS).origin == "own run"
+    trained = runs.read_weights(run.weights("decoder"))
     shutil.rmtree(run.folder)
     found = runs.get("chairs", SETTINGS, never)
     assert found.folder == committed and found.origin == "reference run"
+    same = runs.read_weights(found.weights("decoder"))
+    assert same[1] == trained[1] and all(torch.equal(same[0][name], trained[0][name]) for name in trained[0])
+    with pytest.raises(RunError, match=r"has no denoiser.safetensors, expected one of \['decoder.safetensors.xz'\]"):
+        found.weights("denoiser")
     assert vader(["runs", "list"]) == 0
     assert f"{committed}: reference run" in capsys.readouterr().out
     (store / "broken-0").mkdir()

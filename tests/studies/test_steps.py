@@ -90,6 +90,18 @@ def test_samples_of_one_kind_are_told_from_samples_of_all():
     assert value == pytest.approx(1) and high < 3
 
 
+def test_one_category_decides_nothing_and_of_several_trainings_the_least_varied_decides():
+    kinds = [f"kind {i % 6}" for i in range(60)]
+    real, everything = objects_of(CENTRES[:60], 3), objects_of(CENTRES[:60], 3, seed=1)
+    only = objects_of(CENTRES[torch.tensor([0, 6, 12] * 10)], 3, seed=1)
+    verdict, evidence = steps.varied(real, [[everything]], kinds, "balls")
+    assert verdict == "holds" and "samples have 6.0 categories in effect" in evidence and "trainings" not in evidence
+    verdict, evidence = steps.varied(real, [[everything], [only]], kinds, "balls")
+    assert verdict == "fails" and "1.0 categories in effect" in evidence and "the least of 2 trainings" in evidence
+    verdict, evidence = steps.varied(real, [[everything]], ["chair"] * 60, "balls")
+    assert verdict == "not_tested" and evidence.startswith("balls has one category, which cannot tell")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:

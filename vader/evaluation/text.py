@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data import SequenceSet
 from ..data.describe import colour_shares, colours_of
+from ..data.meshes.selection import stem
 from ..generation.parallel import BATCH, side_by_side
 from ..generation.volumes import Models, System
 from ..rendering.render import render_views
@@ -89,27 +90,39 @@ LESSONS = 8  # views of a training object that a judge learns from: more than ar
 FOLDS = 5
 
 
-def lessons(data: SequenceSet, config: EvaluationConfig) -> tuple[Features, list[str]]:
-    """What a judge of categories learns from: features of real views of the training objects, and their categories."""
-    labels = [item.attributes.get("category", data.name) for item in data.split("train")]
-    return real_features(data, dataclasses.replace(config, real_views=LESSONS)), labels
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What a judge of categories learns from: real views of the training objects."""
+
+    features: Features
+    labels: list[str]  # categories, one for each object
+    groups: list[str]  # which objects are namesakes: of one group, they are read by a judge that saw none of them
 
 
-def read_unseen(taught: Features, labels: Sequence[str], seen: Features, objects: Sequence[int]) -> list[str]:
-    """Classes of pictures of training objects, each read by a judge that never saw that object.
+def lessons(data: SequenceSet, config: EvaluationConfig) -> Lessons:
+    """Those of a set's training objects. One without a category is of the set's only one, one without a name alone."""
+    items = data.split("train")
+    labels = [item.attributes.get("category", data.name) for item in items]
+    groups = [stem(item.attributes.get("name", item.key)) for item in items]
+    return Lessons(real_features(data, dataclasses.replace(config, real_views=LESSONS)), labels, groups)
 
-    taught, labels: of all training objects. seen: features of n objects, of which number i shows training object
-    objects[i], as it is or as a model makes it. Object k is left out with all others of k % FOLDS. Without that a judge
-    would recognise the object, whatever its category looks like.
+
+def read_unseen(taught: Lessons, seen: Features, objects: Sequence[int]) -> list[str]:
+    """Classes of pictures of training objects, each read by a judge that saw neither that object nor its namesakes.
+
+    seen: features of n objects, of which number i shows training object objects[i], as it is or as a model makes it.
+    Groups are dealt to FOLDS parts, and a judge learns from all parts but one. Without that a judge would recognise the
+    object, whatever its category looks like.
     """
     if len(objects) != seen.num_objects:
         raise MetricError(f"{seen.num_objects} objects are shown, but {len(objects)} numbers say which they are")
-    folds, found = torch.arange(taught.num_objects) % FOLDS, [""] * len(objects)
-    for fold in sorted({index % FOLDS for index in objects}):
+    order = {group: number for number, group in enumerate(sorted(set(taught.groups)))}
+    folds, found = torch.tensor([order[group] % FOLDS for group in taught.groups]), [""] * len(objects)
+    for fold in sorted({int(folds[index]) for index in objects}):
         known = folds != fold
-        judge = train_judge(_of(taught, known), [label for label, kept in zip(labels, known, strict=True) if kept])
-        read = judge.read(seen)
-        found = [read[i] if index % FOLDS == fold else found[i] for i, index in enumerate(objects)]
+        labels = [label for label, kept in zip(taught.labels, known, strict=True) if kept]
+        read = train_judge(_of(taught.features, known), labels).read(seen)
+        found = [read[i] if folds[index] == fold else found[i] for i, index in enumerate(objects)]
     return found
 
 

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: settings as JSON, weights as safetensors. Nothing is ever unpickled."""
+"""Files that appear whole or not at all: settings as JSON, weights as safetensors. Nothing is ever unpickled.
+
+A weights file may be packed by xz, which loses nothing (`pack_weights`): 15 % less of weights in half precision.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import lzma
 import math
 import os
 from collections.abc import Mapping
@@ -14,10 +18,14 @@ from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from ..settings.checks import nearest, require
+
+PACKED = ".xz"  # behind the name of a weights file
+# Weights are of two bytes, of which the one with the exponent alone can be packed: literals are told apart by position.
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}]
 
 
 class RunError(ValueError):
@@ -135,17 +143,40 @@ def save_weights(
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a weights file as they are stored, and its configuration. Raises RunError naming the file."""
+    """The tensors of a weights file as they are stored, and its configuration; of a packed one, too (`pack_weights`).
+
+    Raises RunError naming the file.
+    """
+    path = Path(path)
     try:
+        if path.suffix == PACKED:
+            content = lzma.decompress(path.read_bytes())
+            tensors = load(content)
+            length = int.from_bytes(content[:8], "little")
+            return tensors, json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["config"])
         with safe_open(path, framework="pt") as file:
             names, metadata = file.keys(), file.metadata()
             return {name: file.get_tensor(name) for name in names}, json.loads(metadata["config"])
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such weights file") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, EOFError, lzma.LZMAError, SafetensorError) as error:
         raise RunError(f"{path}: not a readable safetensors file ({error})") from error
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: its metadata has no JSON in 'config', expected a file of save_weights") from error
+
+
+def pack_weights(path: Path) -> Path:
+    """Replace a weights file by `<its name>.xz`, which `read_weights` reads as well; return that. A packed one stays.
+
+    The same file gives the same bytes. It is removed when the packed one is whole.
+    """
+    path = Path(path)
+    if path.suffix == PACKED:
+        return path
+    packed = path.with_name(path.name + PACKED)
+    write_file(packed, lzma.compress(path.read_bytes(), lzma.FORMAT_XZ, filters=PACKING))
+    path.unlink()
+    return packed
 
 
 def load_weights(path: Path, module: nn.Module) -> Any:

@@ -9,9 +9,9 @@ A run is a folder `runs/<name>-<first 12 digits of the digest>`:
 
 While it trains it is called `….partial` and also holds `checkpoint*` files, which go when it is
 published. DONE is on the disk before the folder takes its final name, so that every folder of that name is whole.
-Equal settings have equal digests, and any other setting makes another run, so a changed default cannot meet a stale
-result. Device, worker count and log paths are no settings. `get` finds
-a run here or among the committed reference runs, or trains it.
+A committed run has its weights packed (`*.safetensors.xz`). Equal settings have equal digests, and any other setting
+makes another run, so a changed default cannot meet a stale result. Device, worker count and log paths are no settings.
+`get` finds a run here or among the committed reference runs, or trains it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from .files import (
+    PACKED,
     RunError,
     canonical,
     differences,
     load_weights,
+    pack_weights,
     plain,
     read_json,
     read_weights,
@@ -82,10 +84,11 @@ class Run:
     files: dict[str, str]  # weights file -> SHA-256
 
     def weights(self, part: str) -> Path:
-        """The file `<part>.safetensors`. Raises RunError naming the ones there are."""
-        if f"{part}.safetensors" not in self.files:
-            raise RunError(f"{self.folder}: has no {part}.safetensors, expected one of {sorted(self.files)}")
-        return self.folder / f"{part}.safetensors"
+        """The file `<part>.safetensors`, or its packed one. Raises RunError naming the ones there are."""
+        for name in (f"{part}.safetensors", f"{part}.safetensors{PACKED}"):
+            if name in self.files:
+                return self.folder / name
+        raise RunError(f"{self.folder}: has no {part}.safetensors, expected one of {sorted(self.files)}")
 
     @property
     def origin(self) -> str:
@@ -323,7 +326,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def commit_run(folder: Path) -> Path:
-    """Copy a finished run, without its log, among the reference runs, where git sees it.
+    """Copy a finished run, without its log and with its weights packed, among the reference runs, where git sees it.
 
     Raises RunError if it is there already.
     """
@@ -334,5 +337,7 @@ def commit_run(folder: Path) -> Path:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(run.folder, partial, ignore=shutil.ignore_patterns("checkpoint*", "*.tmp", "log.jsonl"))
+    packed = [pack_weights(partial / name) for name in run.files]
+    write_json(partial / DONE, {"files": {file.name: sha256(file) for file in packed}})
     partial.rename(target)
     return target

@@ -25,6 +25,7 @@ from ..evaluation.pictures import Mean, distance_rows, heldout_scores, mean_over
 from ..evaluation.text import effective_number
 from ..generation.animation import load_animator
 from ..generation.volumes import Models, System
+from ..report import decide
 from ..settings.experiment import EvaluationConfig, Experiment
 from . import animation
 
@@ -191,3 +192,17 @@ def spread(
     value = effective_number(labels)
     low, high = (values.quantile(q).item() - values.median().item() + value for q in (0.025, 0.975))
     return value, low, high, effective_number(categories)
+
+
+def varied(real: Features, samples: Trainings, categories: Sequence[str], name: str) -> tuple[str, str]:
+    """Verdict and evidence on 'samples are of at least half as many kinds as the training objects' (`spread`).
+
+    Of several trainings the least varied one decides, by the samples of its first sampling seed. A set of one category
+    decides nothing.
+    """
+    if len(set(categories)) == 1:
+        return "not_tested", f"{name} has one category, which cannot tell whether one model holds many"
+    value, low, high, most = min(spread(sets[0], real, categories) for sets in samples)
+    least = f", the least of {len(samples)} trainings" if len(samples) > 1 else ""
+    told = f"samples have {value:.1f} categories in effect (95 % interval {low:.1f} to {high:.1f}){least}"
+    return decide(value - most / 2, low - most / 2, high - most / 2), f"{told}, training objects {most:.1f}; {name}"
