@@ -87,6 +87,14 @@ def autodecoder_settings(config: Experiment, data: SequenceSet | ShardedSet | No
     }
 
 
+def articulated_settings(config: Experiment, data: SequenceSet) -> dict[str, Any]:
+    """The same of videos, with the digest of the run that it goes on from."""
+    start, rigid_images = None, config.articulation.rigid_images
+    if rigid_images:
+        start = runs.digest(articulated_settings(rigid(config, rigid_images), data))
+    return autodecoder_settings(config, data) | {"articulation": config.articulation, "start": start}
+
+
 def autodecoder_run(
     config: Experiment,
     data: SequenceSet | ShardedSet,
@@ -129,16 +137,15 @@ def articulated_run(
 ) -> Run:
     """The stage-1 run of videos; with `rigid_images` it goes on from a run with one part, which is trained first.
 
-    It is found from any number of ranks, but trained on one. Raises ConfigError for more of them, before any work.
+    Once it is there, it is found without that. It is found from any number of ranks, but trained on one. Raises
+    ConfigError for more of them, before any work.
     """
-    start = None
-    if config.articulation.rigid_images:
-        one = rigid(config, config.articulation.rigid_images)
-        start = articulated_run(one, data, device, max_seconds, ranks, **options)
-    name, settings = f"{data.name}-autodecoder", autodecoder_settings(config, data)
-    settings |= {"articulation": config.articulation, "start": start.digest if start else None}
+    name, settings, start = f"{data.name}-autodecoder", articulated_settings(config, data), None
     if runs.find(name, settings) is None:
         one_rank(max(ranks, current().size))
+        if config.articulation.rigid_images:
+            one = rigid(config, config.articulation.rigid_images)
+            start = articulated_run(one, data, device, max_seconds, ranks, **options)
 
     def train(work: Path) -> None:
         task = Articulation(config, data, select_device(device), start)

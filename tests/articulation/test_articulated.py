@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from vader.diffusion.denoising import extract_latents
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import experiment
 from vader.stages import articulated_run, autodecoder_run, diffusion_run
-from vader.store.files import plain, read_weights
+from vader.store.files import plain, read_json, read_weights
 from vader.store.runs import Paused
 from vader.training.distributed import Ranks
 
@@ -635,6 +636,18 @@ def test_changing_pixels_weigh_more_where_that_is_asked_for(data, monkeypatch):
     torch.testing.assert_close(task.changes[objects[0]], expected)
     with pytest.raises(ConfigError, match="change_weight is 4, but pixel_weight, whose loss it divides, is 0"):
         tiny_articulated(articulation=dict(change_weight=4.0), reconstruction=dict(pixel_weight=0.0))
+
+
+def test_a_finished_run_is_found_without_the_one_that_it_started_from(data, monkeypatch):
+    """As a committed run is, whose start is not committed: nothing is trained, and nothing is changed."""
+    short = dict(rigid_images=8, neutral_images=8, region_images=4)
+    config = tiny_articulated(reconstruction=dict(images_seen=8), articulation=short)
+    run = autodecoder_run(config, data, "cpu")
+    [start] = [folder for folder in run.folder.parent.glob("toys-*") if folder.is_dir() and folder != run.folder]
+    assert run.settings["start"] == read_json(start / "settings.json")["digest"]
+    shutil.rmtree(start)
+    monkeypatch.setattr("vader.stages.fit", lambda *_, **__: pytest.fail("trained again"))
+    assert autodecoder_run(config, data, "cpu").digest == run.digest and not start.exists()
 
 
 def test_settings_of_other_experiments_keep_their_digests():

@@ -218,6 +218,15 @@ def test_subsets_make_sets_of_different_sizes_comparable():
         score_subsets([few], 7)
 
 
+def test_each_subset_has_its_own_samples_and_its_own_references():
+    """Of copies of one cloud on one side, what is left of the spread is that of the subsets of the other side."""
+    many, one = clouds(12, 0), clouds(1, 1)
+    copies = Shapes(np.repeat(one.clouds, 12, 0), np.arange(12), 12)
+    for generated, reference in ((copies, many), (many, copies)):
+        scores = score_subsets([ShapeReference(reference).distances(generated)], 4, subsets=30)
+        assert len(set(scores.draws["mmd" if generated is copies else "mmd_smp"].round(9))) > 20
+
+
 def test_advantage_is_signed_paired_and_grants_a_tolerance():
     reference = ShapeReference(clouds(12, 0))
     near, far = (score([reference.distances(clouds(12, s, grow=g))], resamples=40) for s, g in ((1, 1.0), (2, 2.0)))

@@ -76,3 +76,15 @@ def test_the_interval_of_the_ratio_holds_it_and_narrows_with_more_samples():
         assert high < 0.7, "samples at half the distance are told from new ones"
     widths = [high - low for low, high in (few.ratio_interval(), many.ratio_interval())]
     assert widths[1] < 0.3 * widths[0]
+
+
+def test_held_out_objects_are_measured_against_the_training_objects():
+    """They lie close together and far from all that trained. Among themselves they would look like copies."""
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.randn(30, 8, generator=generator)
+    training, samples = objects_of(centres, 3), objects_of(centres + 4, 3, seed=1)
+    held_out = objects_of(centres[:1].repeat(10, 1) + 4 + 0.01 * torch.randn(10, 8, generator=generator), 3, seed=2)
+    check = memorisation(samples, training, held_out)
+    expected = object_distances(held_out, training).min(1)
+    assert torch.equal(check.reference_distances, expected.values)
+    assert torch.equal(check.reference_neighbours, expected.indices) and check.reference_distances.min() > 3

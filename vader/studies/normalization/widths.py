@@ -69,7 +69,7 @@ def lines(found: list[Width]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for one in found:
-        robust, classic = (said(one.errors[mode]) for mode in MODES)
+        robust, classic = (said(one.errors.get(mode)) for mode in MODES)
         text.append(f"| {one.channels} | {one.ratio:.3g} | {one.reach:.3g} | {robust} | {classic} |")
     return text
 
