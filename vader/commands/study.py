@@ -23,6 +23,7 @@ STUDIES = {
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
     "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
+    "limbs": "a body and a limb: which step of learning poses from video fails (smoke or laptop)",
     "limits": "reconstructions with one part after the other replaced by the truth",
     "power": "number of seeds that would decide the open claims (no training)",
 }
@@ -62,6 +63,10 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         )
         config = experiment(options.profile, options.data or "procedural_chairs").replace(seed=options.seed)
         return [str(tails.write(config, options.profile, options.device))]
+    if options.study == "limbs":
+        from ..studies.limbs import study as limbs
+
+        return [str(limbs.write(options.profile))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":
