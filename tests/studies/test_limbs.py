@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from vader.studies.limbs.page import page
 from vader.studies.limbs.scene import ACROSS, LIMB, TOWARDS, Shape, make_scene, measure, poses_of, signed_turn
 
 pytest.importorskip("pytorch3d")
+REPORTS = Path(__file__).parents[2] / "reports"
 ANGLES = torch.tensor([-30.0, 10.0, 35.0])
 
 
@@ -241,3 +245,18 @@ def test_the_command_writes_all_experiments_and_their_page(tmp_path, monkeypatch
     assert (tmp_path / "limbs.md").read_text(encoding="utf-8") == page(found)
     with pytest.raises(ConfigError, match="profile is 'gpu'"):
         study.write("gpu")
+
+
+def test_the_committed_page_is_that_of_the_committed_numbers():
+    found = read_json(REPORTS / "limbs-laptop.json")
+    assert (REPORTS / "limbs.md").read_text(encoding="utf-8") == page(found)
+
+
+def test_what_the_notebook_and_the_departures_say_of_limbs_is_on_the_page():
+    shown = (REPORTS / "limbs.md").read_text(encoding="utf-8")
+    cells = json.loads((REPORTS.parent / "notebooks" / "parts.ipynb").read_text(encoding="utf-8"))["cells"]
+    told = ["".join(cell["source"]) for cell in cells if "vader study limbs" in "".join(cell["source"])]
+    told += [x for x in (REPORTS / "departures.md").read_text(encoding="utf-8").splitlines() if "`limbs.md`" in x]
+    numbers = [n for text in told for n in re.findall(r"\d+\.\d+", text)]
+    assert len(told) >= 2 and len(numbers) >= 6
+    assert [n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\d)", shown)] == []
