@@ -139,7 +139,7 @@ HOUSEHOLD_LAPTOP = dict(
     autodecoder=dict(embedding_dim=128, hash_rows=512, hash_codebooks=64),
     # Half of the pictures under the perceptual loss: each object is seen more often in the same time.
     reconstruction=dict(images_seen=480_000, learning_rate=1e-3, perceptual_images=2),
-    diffusion=dict(latents_seen=256_000, batch_size=16),
+    diffusion=dict(latents_seen=128_000),
     evaluation=dict(num_samples=64, views=5, real_views=5),
 )
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
