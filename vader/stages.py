@@ -32,10 +32,8 @@ def require_weights(*configs: Experiment) -> None:
     lacks. Raises WeightsError naming the ways to provide them.
     """
     for config in configs:
-        network, stages = config.reconstruction.perceptual_network, [config]
-        if config.articulated and config.articulation.rigid_images:
-            stages.append(rigid(config, config.articulation.rigid_images))
-        if network == "none" or all(map(_trained, stages)):
+        network = config.reconstruction.perceptual_network
+        if network == "none" or _trained(config):
             continue
         try:
             resolve(network)

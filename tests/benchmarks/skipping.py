@@ -3,7 +3,8 @@
     python -m tests.benchmarks skipping --device cpu --threads 1 --report cpu-skipping
 
 Both are measured side by side in one process, on a volume as training begins and on one of a finished run: pictures,
-their backward alone, and the whole step of stage 1. Ratios of CPU seconds hold beside other work, too.
+their backward alone, and the whole step of stage 1. Ratios of CPU seconds hold beside other work, too: what is
+committed in `reports/benchmarks.cpu-skipping.json` was measured beside some, and its wall-clock seconds say little.
 """
 
 from __future__ import annotations

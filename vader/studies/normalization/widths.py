@@ -62,7 +62,7 @@ def lines(found: list[Width]) -> list[str]:
         "## Latents as training makes them",
         "",
         "Stage 1 with the paper's activations: a ReLU without scale or bias, and colours without a bound. Nothing is "
-        "planted. The paper shows a ratio of 200.",
+        "planted. The paper shows a ratio of 200. A dash stands for what was not trained.",
         "",
         "| channels of the decoder | classic over robust deviation | most extreme feature, robust deviations | error "
         "under robust statistics | under classic ones |",
