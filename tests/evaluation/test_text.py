@@ -80,16 +80,16 @@ def test_a_judge_that_saw_the_object_recognises_it_and_one_that_did_not_reads_it
     centres, labels = 2 * torch.randn(80, 64, generator=torch.Generator().manual_seed(5)), random_labels(80)
     taught, again = objects_of(centres, 3), objects_of(centres, 2, seed=1)
     saw = text.match_categories(text.train_judge(taught, labels).read(again), labels)
-    unseen = text.match_categories(text.read_unseen(alone(taught, labels), again, range(80)), labels)
+    unseen = text.match_categories(text.UnseenJudges.train(alone(taught, labels)).read(again, range(80)), labels)
     assert saw.accuracy == 1 and abs(unseen.accuracy - unseen.chance) < 0.15
     taught, labels = planted(80, 0)
-    read = text.read_unseen(alone(taught, labels), taught, range(80))
+    read = text.UnseenJudges.train(alone(taught, labels)).read(taught, range(80))
     assert text.match_categories(read, labels).accuracy > 0.9
     chosen = [3, 70, 8]
     some = objects_of(taught.values.view(80, 3, -1).mean(1)[chosen], 2)
-    assert text.read_unseen(alone(taught, labels), some, chosen) == [labels[i] for i in chosen]
+    assert text.UnseenJudges.train(alone(taught, labels)).read(some, chosen) == [labels[i] for i in chosen]
     with pytest.raises(MetricError, match="3 objects are shown, but 2 numbers say which they are"):
-        text.read_unseen(alone(taught, labels), some, chosen[:2])
+        text.UnseenJudges.train(alone(taught, labels)).read(some, chosen[:2])
 
 
 def test_a_namesake_does_not_tell_the_judge_either():
@@ -102,7 +102,7 @@ def test_a_namesake_does_not_tell_the_judge_either():
     groups = [f"{i % 40}" for i in range(80)]
     found = {}
     for name, lessons in {"apart": text.Lessons(taught, labels, groups), "told": alone(taught, labels)}.items():
-        match = text.match_categories(text.read_unseen(lessons, again, range(80)), labels)
+        match = text.match_categories(text.UnseenJudges.train(lessons).read(again, range(80)), labels)
         found[name] = match.accuracy - match.chance
     assert found["told"] > 0.5 > 0.2 > found["apart"]
 

@@ -38,7 +38,7 @@ def test_an_entry_is_at_most_three_short_sentences(name, body):
 
 def test_what_it_names_exists():
     notebooks = {file.stem for file in (ROOT / "notebooks").glob("*.ipynb")}
-    files = {"filter.json", "vader/baselines/"}
+    files = {"filter.json", "limbs.md", "vader/baselines/"}
     others = {"paper", "PAPER", "PAPER_TEXT", "code", "InversionConfig", "fully_shard"}
     assert set(re.findall(r"`([^`]+)`", TEXT)) <= SETTINGS | notebooks | files | others
 

@@ -25,6 +25,7 @@ STUDIES = {
     "tails": "what makes robust normalisation lose on a planted tail (smoke or laptop)",
     "limits": "reconstructions, or samples of captions, with one part after the other replaced by the truth",
     "faces": "sharpness and mouths of people's heads, inside the face",
+    "limbs": "a body and a limb: which step of learning poses from video fails (smoke or laptop)",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -64,6 +65,10 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         )
         config = experiment(options.profile, options.data or "procedural_chairs").replace(seed=options.seed)
         return [str(tails.write(config, options.profile, options.device))]
+    if options.study == "limbs":
+        from ..studies.limbs import study as limbs
+
+        return [str(limbs.write(options.profile))]
     if options.study == "budget":
         config = experiment(options.profile, options.data or "furniture_chairs")
         if (network := config.reconstruction.perceptual_network) != "none":

@@ -107,23 +107,35 @@ def lessons(data: SequenceSet, config: EvaluationConfig) -> Lessons:
     return Lessons(real_features(data, dataclasses.replace(config, real_views=LESSONS)), labels, groups)
 
 
-def read_unseen(taught: Lessons, seen: Features, objects: Sequence[int]) -> list[str]:
-    """Classes of pictures of training objects, each read by a judge that saw neither that object nor its namesakes.
+@dataclass(frozen=True, eq=False)
+class UnseenJudges:
+    """Judges of training objects: each object is read by one that saw neither it nor its namesakes.
 
-    seen: features of n objects, of which number i shows training object objects[i], as it is or as a model makes it.
-    Groups are dealt to FOLDS parts, and a judge learns from all parts but one. Without that a judge would recognise the
-    object, whatever its category looks like.
+    Groups of namesakes are dealt to FOLDS parts, and a judge learns from all parts but one. A judge that saw the object
+    would recognise it, whatever its category looks like.
     """
-    if len(objects) != seen.num_objects:
-        raise MetricError(f"{seen.num_objects} objects are shown, but {len(objects)} numbers say which they are")
-    order = {group: number for number, group in enumerate(sorted(set(taught.groups)))}
-    folds, found = torch.tensor([order[group] % FOLDS for group in taught.groups]), [""] * len(objects)
-    for fold in sorted({int(folds[index]) for index in objects}):
-        known = folds != fold
-        labels = [label for label, kept in zip(taught.labels, known, strict=True) if kept]
-        read = train_judge(_of(taught.features, known), labels).read(seen)
-        found = [read[i] if folds[index] == fold else found[i] for i, index in enumerate(objects)]
-    return found
+
+    folds: list[int]  # part of each training object
+    judges: dict[int, Judge]  # the one that did not learn from a part
+
+    @classmethod
+    def train(cls, taught: Lessons) -> UnseenJudges:
+        """Raises MetricError as `train_judge`."""
+        order = {group: number for number, group in enumerate(sorted(set(taught.groups)))}
+        folds, judges = [order[group] % FOLDS for group in taught.groups], {}
+        for fold in sorted(set(folds)):
+            known = torch.tensor([other != fold for other in folds])
+            labels = [label for label, kept in zip(taught.labels, known, strict=True) if kept]
+            judges[fold] = train_judge(_of(taught.features, known), labels)
+        return cls(folds, judges)
+
+    def read(self, seen: Features, objects: Sequence[int]) -> list[str]:
+        """Classes of n objects' features, of which number i shows training object objects[i], as it is or as a model
+        makes it."""
+        if len(objects) != seen.num_objects:
+            raise MetricError(f"{seen.num_objects} objects are shown, but {len(objects)} numbers say which they are")
+        read = {fold: self.judges[fold].read(seen) for fold in {self.folds[index] for index in objects}}
+        return [read[self.folds[index]][i] for i, index in enumerate(objects)]
 
 
 def _of(features: Features, objects: Tensor) -> Features:

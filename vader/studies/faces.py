@@ -65,7 +65,8 @@ def rows(found: dict[tuple[str, str], Mean | Probe]) -> Iterator[dict[str, Any]]
             )
             shown = {"value": score.accuracy, "n": score.opened + score.closed}
         else:
-            note = f"inside the face, crops of {SIDE} pixels, mean over videos"
+            what = f"crops of {SIDE} pixels" if metric == "lpips" else "the subject's pixels"
+            note = f"inside the face, {what}, mean over videos"
             shown = {"value": score.value, "std": score.std, "n": score.n}
         shown |= {"low": score.low, "high": score.high, "note": note}
         yield {"variant": variant, "metric": metric} | shown | ({"features": "alexnet"} if metric == "lpips" else {})

@@ -6,7 +6,7 @@ that are noised half way and denoised add the denoiser's second half, and sample
 Held-out captions add names that training never saw. Captions of which only the category is kept, or only the category
 is changed, say which words are heard.
 
-Training objects are read by judges that saw neither them nor their namesakes (`evaluation.text.read_unseen`). How they
+Training objects are read by judges that saw neither them nor their namesakes (`evaluation.text.UnseenJudges`). How they
 read real views of the same objects is the ceiling of these parts. Chance is that of captions in random order, and
 intervals come from resampling captions.
 """
@@ -74,7 +74,7 @@ def sides(models: Models, wanted: int = OBJECTS) -> tuple[Side, Side]:
     kinds = {item.attributes.get("category") for item in data.split("train")}
     require(len(kinds - {None}) > 1, f"{data.name} has one category, expected several to tell apart")
     taught = text.lessons(data, score)
-    everything = text.train_judge(taught.features, taught.labels)
+    everything, unseen = text.train_judge(taught.features, taught.labels), text.UnseenJudges.train(taught)
 
     def side(split: str, judge: Callable[[Features, list[int]], list[str]]) -> Side:
         items = data.split(split)
@@ -84,8 +84,7 @@ def sides(models: Models, wanted: int = OBJECTS) -> tuple[Side, Side]:
         categories = [one.attributes["category"] for one in chosen]
         return Side(split, numbers, chosen, categories, colours, lambda seen: judge(seen, numbers))
 
-    unseen = side("train", lambda seen, numbers: text.read_unseen(taught, seen, numbers))
-    return unseen, side("test", lambda seen, _: everything.read(seen))
+    return side("train", unseen.read), side("test", lambda seen, _: everything.read(seen))
 
 
 def other_categories(side: Side) -> list[int]:
