@@ -62,6 +62,11 @@ class Judge:
 def train_judge(features: Features, labels: Sequence[str], decay: float = 3e-3, steps: int = 60) -> Judge:
     """Logistic regression on standardised features of real pictures, one label an object; L-BFGS, weight decay `decay`.
 
+    Tried on household's training objects, in five parts with namesakes together (accuracy 0.49, standard error 0.02):
+    decays of 1e-3 and 1e-2 (0.50), linear discriminants with shrunk covariances (0.43 to 0.47), means of 19 views
+    (0.46 to 0.48), and EfficientNet-Lite2 in six views (0.44 against 0.48). None is better beyond its error. No package
+    was found that ships the weights of a CLIP.
+
     Raises MetricError for another number of labels than objects, and for fewer than two classes.
     """
     if len(labels) != features.num_objects:
