@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vader.data import SequenceSet, Video
-from vader.data.sets.people import Faces
+from vader.data.sets.people import FaceTruth
 from vader.report.schema import check_row
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import experiment
@@ -41,7 +41,7 @@ def heads(monkeypatch) -> tuple[SimpleNamespace, SequenceSet]:
     )
     boxes = torch.tensor([[8.0, 8, 24, 24]]).repeat(FRAMES, 1)
     boxes[: FRAMES - HELD] = torch.nan  # of frames that are not held out none is looked at
-    monkeypatch.setattr(faces.people, "faces", lambda config, index: Faces(boxes, jaws[index]))
+    monkeypatch.setattr(faces.people, "face_truth", lambda config, index: FaceTruth(boxes, jaws[index]))
     monkeypatch.setattr(faces, "LPIPS", lambda network: lambda one, other: (one - other).abs().mean((1, 2, 3)))
     return model, data
 

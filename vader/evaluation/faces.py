@@ -1,7 +1,7 @@
 """Scores inside the faces of talking heads, whose place is known: how sharp they are, and whether mouths open.
 
 Scores of whole frames hardly see a face, which is a tenth of their pixels. Boxes (t, 4) are squares around it: left,
-top, right and bottom in pixels (`data.sets.people.faces`). No model has seen them.
+top, right and bottom in pixels (`data.sets.people.face_truth`). No model has seen them.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ papermill takes unknown parameters with a warning and values of any type. So a n
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +218,7 @@ def refresh(name: str) -> Path:
     return file
 
 
-@contextlib.contextmanager
+@contextmanager
 def from_nothing() -> Iterator[None]:
     """Run with empty folders for data, runs and reports, so that nothing left by earlier work can decide a result."""
     with tempfile.TemporaryDirectory() as folder:

@@ -131,7 +131,7 @@ DATA_NAMES = ("procedural_chairs", "procedural_tables", "furniture_chairs", "fur
 # The paper's sets of objects, made of files that somebody has downloaded: counts are upper limits, and what is found
 # decides the rest (vader/data/reading). Objaverse is fitted without the foreground loss, as in Table 5.
 DOWNLOADED = ("abo_tables", "photoshape_chairs", "mvimgnet", "objaverse")
-# All models that pass the filters of household (data_cards/household.md); few views of each, as of Objaverse.
+# All models that pass the filters of household (data_cards/household.md).
 HOUSEHOLD = dict(num_objects=698, heldout_objects=64, train_views=32, heldout_views=4)
 # A hash embedding, as the paper has for its large sets (B.3): here with 3 rows for 4 objects.
 HOUSEHOLD_LAPTOP = dict(

@@ -40,7 +40,7 @@ def measured(animator: Animator, data: SequenceSet) -> dict[tuple[str, str], Mea
         return {}
     perceptual, scores, pixels, jaws = LPIPS("alex"), [], ([], []), []
     for video in tqdm(list(data.split("train")), desc="faces", disable=None):
-        truth, held = people.faces(animator.config.data, number(video.key)), slice(video.train_frames, None)
+        truth, held = people.face_truth(animator.config.data, number(video.key)), slice(video.train_frames, None)
         pictures, boxes = heldout_pictures(animator, video), truth.boxes[held]
         scores.append(face_scores(pictures, video, boxes, perceptual))
         for seen, shown in zip(pixels, (pictures, video.frames[held].float() / 255), strict=True):

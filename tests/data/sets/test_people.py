@@ -412,7 +412,7 @@ def test_bad_input_is_refused_before_rendering(root, clips, monkeypatch):
 
 def test_a_face_is_boxed_where_its_vertices_are_seen_and_its_jaw_is_the_motions(body):
     """The box is around the projected face of the stand-in, an octahedron's front: inside the head's pixels."""
-    found = people.faces(TINY, 1)
+    found = people.face_truth(TINY, 1)
     video, truth = people.render_motion(TINY, 1, 1)
     assert found.boxes.shape == (len(video), 4) and found.boxes.dtype == found.jaw.dtype == torch.float32
     assert torch.equal(found.jaw, torch.from_numpy(people.face_motion(TINY.seed, 1, 4, ["jawOpen"])[:, 0]).float())

@@ -226,7 +226,7 @@ def moved(
         turned = bone_turns({k: r.as_matrix() for k, r in world.items()}, rest_joints)
     turns = {body.bone(label): value for label, value in turned.items()}
     rotation, joint = pose_bones(body.parents, figure.joints, turns)
-    figure = figure.of(figure.face) if face_alone else figure
+    figure = figure.restricted(figure.face) if face_alone else figure
     posed = np.stack([figure.skin(strength[k], rotation[k], joint[k]) for k in range(count)])
     if heads:
         neck = body.bone("neck01")
@@ -246,21 +246,21 @@ def moved(
 
 
 @dataclass(frozen=True, eq=False)
-class Faces:
+class FaceTruth:
     """The ground truth about the face of a talking head, for evaluation only."""
 
     boxes: torch.Tensor  # (t, 4) float32: left, top, right and bottom of a square around it, in pixels of a frame
     jaw: torch.Tensor  # (t,) float32: how far it is open, from 0 to 0.6 (ACTIONS)
 
 
-def faces(config: DataConfig, index: int) -> Faces:
+def face_truth(config: DataConfig, index: int) -> FaceTruth:
     """Where the face of video `index` is in each of its frames. Raises ImportError without anny."""
     camera, moving = video_camera(config), moved(config, index, index, face_alone=True)
     pixels = torch.stack([camera.project(torch.from_numpy(vertices).float())[0] for vertices in moving.vertices])
     low, high = pixels.amin(1), pixels.amax(1)
     centre, half = (low + high) / 2, (high - low).amax(1, keepdim=True) / 2
     jaw = face_motion(config.seed, index, len(pixels), ["jawOpen"])[:, 0]
-    return Faces(torch.cat([centre - half, centre + half], dim=1), torch.from_numpy(jaw).float())
+    return FaceTruth(torch.cat([centre - half, centre + half], dim=1), torch.from_numpy(jaw).float())
 
 
 def _clip(name: str, folder: Path | None) -> Path:

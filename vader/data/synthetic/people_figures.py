@@ -28,7 +28,7 @@ class Figure:
     crown: float
     face: np.ndarray  # (n,) bool: from the hairline to the chin, between the ears
 
-    def of(self, chosen: np.ndarray) -> Figure:
+    def restricted(self, chosen: np.ndarray) -> Figure:
         """The vertices (n,) bool alone, without the triangles between them."""
         kept = {name: getattr(self, name)[chosen] for name in ("rest", "weights", "colours", "face")}
         nothing = {"faces": np.empty((0, 3), np.int64), "labels": np.empty(0, np.uint8)}

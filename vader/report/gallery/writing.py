@@ -71,19 +71,23 @@ def write(halls: Iterable[Hall], profile: str, missing: Sequence[str], out: Path
     partial, old = (out.with_name(f"{out.name}.{state}") for state in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        size, told, record = 0, [], []
+        size, sizes, told, record = 0, [], [], []
         for name, content in common_files():
             size += _put(partial / name, content)
         for hall in halls:
             shown, files = hall_files(hall)
-            for name, content in files:
-                size += _put(partial / name, content)
+            own = sum(_put(partial / name, content) for name, content in files)
+            size += own
+            sizes.append(f"{hall.key} {own / 1e6:.1f}")
             told.append(shown)
             record.append(_entry(hall, shown))
         claims = "../claims.html" if (out.parent / "claims.html").is_file() else None
         size += _put(partial / INDEX, index_page(told, profile, missing, claims))
         if size > LARGEST:
-            raise GalleryError(f"the gallery would be {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f} MB")
+            raise GalleryError(
+                f"the gallery would be {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f} MB; ask for some "
+                f"of its sets by name: {', '.join(sizes)}"
+            )
         write_json(partial / RECORD, {"schema": SCHEMA, "profile": profile, "halls": record, "missing": list(missing)})
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
