@@ -196,6 +196,7 @@ UNCOMMITTED = {
     "puppets-autodecoder-c84aed9fef02",
     "table1-furniture.laptop.json",  # only in their own pictures, which counted as changes then
     "table4-furniture.laptop.json",
+    "table3-people_heads.laptop.json",  # only in another report's numbers, made in the same checkout
 }
 GONE = {"figure7-furniture.laptop.json"}  # its commit was never pushed
 
