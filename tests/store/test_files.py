@@ -20,6 +20,7 @@ from vader.store.files import (
     load_weights,
     pack_weights,
     plain,
+    read_json,
     read_weights,
     save_weights,
     write_json,
@@ -205,3 +206,8 @@ def test_a_packed_file_that_was_cut_or_holds_something_else_is_named(tmp_path):
     packed.write_bytes(lzma.compress(b"no weights at all"))
     with pytest.raises(RunError, match=r"w\.safetensors\.xz: not a readable safetensors file"):
         read_weights(packed)
+
+
+def test_a_file_is_written_into_a_folder_that_is_not_there_yet(tmp_path):
+    write_json(tmp_path / "new" / "reports" / "found.json", {"rate": 1})
+    assert read_json(tmp_path / "new" / "reports" / "found.json") == {"rate": 1}

@@ -19,6 +19,7 @@ from ..store.weights import resolve
 STUDIES = {
     "table2": "autodecoders without some of their components, three seeds each",
     "figure3": "diffusion at three latent resolutions, three seeds each",
+    "sharpness": "what makes furniture sharper: one change of stage 1 at a time, three seeds each",
     "hashing": "dense and hash embeddings, three seeds each",
     "foreground": "trainings with and without foreground supervision",
     "budget": "timings of the trainings of Table 1's systems",
@@ -44,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument("--workers", type=int, help="processes, for table2 and figure3 (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, help="processes, for table2, figure3 and sharpness (default: one per core)"
+    )
     parser.add_argument("--max-seconds", type=float, help="pause with checkpoints after this many seconds")
     options = parser.parse_args(arguments)
     check_seed(options.seed)
@@ -54,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
-    from ..studies import budget, foreground, hashing, power, sweep
+    from ..studies import budget, hashing, power, sharpness, sweep
     from ..studies.normalization import tails
+    from ..studies.videos import foreground
 
     if options.study == "power":
         return [str(power.write(options.profile))]
@@ -81,7 +85,7 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         study = heard if config.conditional else limits
         return study.lines(study.measure_and_write(config, prepare(config.data)))
     if options.study == "faces":
-        from ..studies import faces
+        from ..studies.videos import faces
 
         config = experiment(options.profile, options.data or faces.NAME).replace(seed=options.seed)
         return faces.lines(faces.measure_and_write(config, prepare(config.data), options.device))
@@ -89,10 +93,12 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":
         return _train(hashing.experiments(options.profile, options.seed), options)
-    asked = sweep.SWEEPS[options.study](options.profile, options.seed)
+    asked = {**sweep.SWEEPS, "sharpness": sharpness.sharpness}[options.study](options.profile, options.seed)
     sweep.require_trainable(asked)
     workers = torch.get_num_threads() if options.workers is None else options.workers
     done = sweep.table(asked, prepare(asked.base.data), options.device, workers, options.max_seconds)
+    if options.study == "sharpness":
+        return [str(sharpness.write(done, options.profile))]
     return [str(done.run.folder)]
 
 

@@ -13,7 +13,7 @@ _QUICK_STAGE1 = dict(num_samples=24, learning_rate=2e-3, perceptual_network="non
 
 _NO_HASH = {field: getattr(AutodecoderConfig, field) for field in ("hash_rows", "hash_codebooks", "hash_multipliers")}
 # Photographed objects, by name, are learned as household is, but for a hash embedding: they are few.
-PATTERNS = {"figure4": "household_text"}
+PATTERNS = {"figure4": "household_text", "sharpness": "furniture_chairs"}
 CAPTURES = {  # of figure 4: objects, how many of them are held out, photographs of each, pixels of their sides
     "smoke": dict(count=3, heldout=1, views=16, side=192),
     "laptop": dict(count=24, heldout=4, views=20, side=208),
@@ -56,6 +56,18 @@ STUDIES = {
         evaluation=dict(num_samples=20, sampling_seeds=(0, 1)),
     ),
     ("figure4", "gpu"): dict(autodecoder=_NO_HASH),
+    # Half of the chairs, so that each is seen twice as often in the same time. Weights are kept whole, so that what
+    # rounding them costs can be measured.
+    ("sharpness", "smoke"): dict(
+        data=dict(num_objects=8, heldout_objects=1, train_views=6, heldout_views=2),
+        reconstruction=dict(images_seen=160, density_noise_images=80),
+        weights_precision="float32",
+    ),
+    ("sharpness", "laptop"): dict(
+        data=dict(num_objects=32),
+        reconstruction=dict(images_seen=8_000, density_noise_images=4_000),
+        weights_precision="float32",
+    ),
     # More objects than table rows, few small views of each. Embeddings are cut into 256 pieces as in B.3, since Eq. 11
     # depends on their number; of one number each, where the paper has four, so that the runs' files stay small.
     ("hashing", "smoke"): dict(

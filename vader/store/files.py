@@ -93,8 +93,12 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_file(file: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) so that it is the old or the new one whole, whatever happens."""
+    """Write a file (text as UTF-8) so that it is the old or the new one whole, whatever happens.
+
+    Its folder is made where there is none: what was measured for an hour is not lost for that.
+    """
     partial = file.with_name(file.name + ".tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         sync(partial)

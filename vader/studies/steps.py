@@ -27,7 +27,7 @@ from ..generation.animation import load_animator
 from ..generation.volumes import Models, System
 from ..report import decide
 from ..settings.experiment import EvaluationConfig, Experiment
-from . import animation
+from .videos import animation
 
 STEPS = (16, 32, 64)
 VIEWS = 5

@@ -14,8 +14,8 @@ from vader.commands import study
 from vader.evaluation.poses import VideoScores
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import differences
-from vader.studies import foreground
-from vader.studies.foreground import Outcome, gain, measure, over_seeds, picture_rows, variants
+from vader.studies.videos import foreground
+from vader.studies.videos.foreground import Outcome, gain, measure, over_seeds, picture_rows, variants
 
 
 def outcome(variant: str, seed: int, *pairs: tuple[float, float]) -> Outcome:

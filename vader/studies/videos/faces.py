@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data import SequenceSet
-from ..data.sets import people
-from ..evaluation.faces import OPEN, SIDE, Probe, face_scores, heldout_pictures, mouth_pixels, mouth_probe
-from ..evaluation.metrics.images import LPIPS
-from ..evaluation.pictures import Mean, mean_over_objects
-from ..generation.animation import Animator, load_animator
-from ..settings.checks import require
-from ..settings.experiment import Experiment
-from ..store.files import write_json
-from ..store.paths import reports_dir
-from ..store.provenance import environment
+from ...data import SequenceSet
+from ...data.sets import people
+from ...evaluation.faces import OPEN, SIDE, Probe, face_scores, heldout_pictures, mouth_pixels, mouth_probe
+from ...evaluation.metrics.images import LPIPS
+from ...evaluation.pictures import Mean, mean_over_objects
+from ...generation.animation import Animator, load_animator
+from ...settings.checks import require
+from ...settings.experiment import Experiment
+from ...store.files import write_json
+from ...store.paths import reports_dir
+from ...store.provenance import environment
 from .animation import number
 
 NAME = "people_heads"  # the set whose faces are known

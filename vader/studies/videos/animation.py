@@ -14,14 +14,14 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..articulation.poses import neutral
-from ..data import READERS, SequenceSet, Truth, Video
-from ..diffusion.sampling import object_generators
-from ..evaluation.metrics.features import Features, check_independent, extract
-from ..evaluation.metrics.poses import pose_errors
-from ..evaluation.metrics.surfaces import solid_parts
-from ..evaluation.pictures import finite_features
-from ..evaluation.poses import (
+from ...articulation.poses import neutral
+from ...data import READERS, SequenceSet, Truth, Video
+from ...diffusion.sampling import object_generators
+from ...evaluation.metrics.features import Features, check_independent, extract
+from ...evaluation.metrics.poses import pose_errors
+from ...evaluation.metrics.surfaces import solid_parts
+from ...evaluation.pictures import finite_features
+from ...evaluation.poses import (
     ROOT,
     VideoScores,
     common_root_errors,
@@ -29,10 +29,10 @@ from ..evaluation.poses import (
     render_in_random_poses,
     score_animation,
 )
-from ..generation.animation import Animator
-from ..generation.volumes import System
-from ..report import decide, seed_interval
-from ..settings.experiment import DataConfig
+from ...generation.animation import Animator
+from ...generation.volumes import System
+from ...report import decide, seed_interval
+from ...settings.experiment import DataConfig
 
 VIEWS = 5  # poses of each generated and frames of each training subject that are compared (Sec. 4.2)
 CHANNELS = ("colour", "depth", "normals")  # of a clip, as Fig. 2 shows them

@@ -15,8 +15,9 @@ from vader.data.sets import puppets
 from vader.evaluation.poses import VideoScores
 from vader.generation.animation import Animator, load_animator
 from vader.generation.volumes import load_models
-from vader.studies import animation, steps
-from vader.studies.animation import (
+from vader.studies import steps
+from vader.studies.videos import animation
+from vader.studies.videos.animation import (
     Measured,
     gain,
     picture_rows,

@@ -13,7 +13,7 @@ from vader.data.sets.people import FaceTruth
 from vader.report.schema import check_row
 from vader.settings.checks import ConfigError
 from vader.settings.profiles import experiment
-from vader.studies import faces
+from vader.studies.videos import faces
 
 FRAMES, HELD = 12, 8
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..articulation.learning.one_part import rigid
-from ..data import SequenceSet, Truth, Video
-from ..evaluation.poses import VideoScores, score_videos
-from ..generation.animation import Animator, load_animator
-from ..report import decide, seed_interval
-from ..settings.checks import require
-from ..settings.experiment import Experiment
-from ..settings.profiles import experiment
-from ..settings.videos import VIDEO_SETS
+from ...articulation.learning.one_part import rigid
+from ...data import SequenceSet, Truth, Video
+from ...evaluation.poses import VideoScores, score_videos
+from ...generation.animation import Animator, load_animator
+from ...report import decide, seed_interval
+from ...settings.checks import require
+from ...settings.experiment import Experiment
+from ...settings.profiles import experiment
+from ...settings.videos import VIDEO_SETS
 
 SEEDS = {"smoke": 2, "laptop": 3, "gpu": 3}  # trainings of each variant
 IMAGES = {"smoke": 320, "laptop": 36_000, "gpu": 200_000}  # seen by each

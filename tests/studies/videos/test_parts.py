@@ -10,7 +10,7 @@ from vader.articulation.poses import compose, fixed_camera, invert
 from vader.evaluation.poses import VideoScores
 from vader.generation.animation import Animator, load_animator, palette
 from vader.settings.profiles import experiment
-from vader.studies import parts
+from vader.studies.videos import parts
 
 pytest.importorskip("pytorch3d")
 CONFIG = tiny_articulated(

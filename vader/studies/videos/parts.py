@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..articulation.learning.one_part import rigid, single
-from ..articulation.learning.regions import Division
-from ..articulation.poses import fixed_camera
-from ..data import SequenceSet, Truth, Video
-from ..data.video import NO_PART
-from ..evaluation.metrics.poses import adjusted_rand_index
-from ..evaluation.poses import ROOT, VideoScores, part_labels
-from ..generation.animation import Animator, Clip, load_animator, palette
-from ..settings.experiment import Experiment
+from ...articulation.learning.one_part import rigid, single
+from ...articulation.learning.regions import Division
+from ...articulation.poses import fixed_camera
+from ...data import SequenceSet, Truth, Video
+from ...data.video import NO_PART
+from ...evaluation.metrics.poses import adjusted_rand_index
+from ...evaluation.poses import ROOT, VideoScores, part_labels
+from ...generation.animation import Animator, Clip, load_animator, palette
+from ...settings.experiment import Experiment
 
 ONE_PART = "one part"
 CERTAIN = 20.0  # logit of a part that has a place to itself
