@@ -155,8 +155,8 @@ def as_shapes(clouds: np.ndarray) -> Shapes:
 
 
 def test_a_model_that_memorises_has_a_novelty_near_zero_and_one_of_new_objects_near_one():
-    train, held_out = box_clouds(24, 0), box_clouds(24, 1)
-    real = toy(train, held_out, 24)
+    train, held_out = np.concatenate([box_clouds(24, 0), box_clouds(24, 5)]), box_clouds(24, 1)
+    real = toy(train, held_out, 24)  # in the smallest training set, which has half of the objects
     copies, new = box_clouds(24, 0, again=1), box_clouds(48, 2)
     found = {
         name: module.distance_scores([as_shapes(samples)], as_shapes(copies), real, 24)
