@@ -27,6 +27,7 @@ STUDIES = {
     "limits": "reconstructions, or samples of captions, with one part after the other replaced by the truth",
     "faces": "sharpness and mouths of people's heads, inside the face",
     "limbs": "a body and a limb: which step of learning poses from video fails (smoke or laptop)",
+    "memory": "one model on 64 to 512 variants of chairs: whether samples become new (smoke or laptop)",
     "power": "number of seeds that would decide the open claims (no training)",
 }
 
@@ -46,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
     parser.add_argument(
-        "--workers", type=int, help="processes, for table2, figure3 and sharpness (default: one per core)"
+        "--seeds", type=int, default=1, help="trainings of each size, for memory (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes, for table2, figure3, sharpness and memory (default: one per core)"
     )
     parser.add_argument("--max-seconds", type=float, help="pause with checkpoints after this many seconds")
     options = parser.parse_args(arguments)
@@ -57,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> Iterable[str]:
-    from ..studies import budget, hashing, power, sharpness, sweep
+    from ..studies import budget, hashing, power
     from ..studies.normalization import tails
     from ..studies.videos import foreground
 
@@ -93,10 +97,24 @@ def _run(options: argparse.Namespace) -> Iterable[str]:
         return _train(foreground.experiments(options.profile, options.data or "puppets", options.seed), options)
     if options.study == "hashing":
         return _train(hashing.experiments(options.profile, options.seed), options)
-    asked = {**sweep.SWEEPS, "sharpness": sharpness.sharpness}[options.study](options.profile, options.seed)
+    return _sweep(options)
+
+
+def _sweep(options: argparse.Namespace) -> Iterable[str]:
+    """Table 2, Figure 3, sharpness or memory: many trainings in several processes, and what is written of them."""
+    from ..studies import sharpness, sweep
+    from ..studies.memory import study as memory
+
+    if options.study == "memory":
+        asked = memory.memory(options.profile, options.seed, options.seeds)
+    else:
+        asked = {**sweep.SWEEPS, "sharpness": sharpness.sharpness}[options.study](options.profile, options.seed)
     sweep.require_trainable(asked)
     workers = torch.get_num_threads() if options.workers is None else options.workers
-    done = sweep.table(asked, prepare(asked.base.data), options.device, workers, options.max_seconds)
+    data = prepare(asked.base.data)
+    done = sweep.table(asked, data, options.device, workers, options.max_seconds)
+    if options.study == "memory":
+        return map(str, memory.write(done, data))
     if options.study == "sharpness":
         return [str(sharpness.write(done, options.profile))]
     return [str(done.run.folder)]

@@ -76,8 +76,8 @@ def held_out(data: SequenceSet, points: int = POINTS) -> HeldOut:
         if row.min() < COPY * floors[i]
     )
     copied = {copy.key for copy in copies}
-    families = {_family(sequence) for sequence in test if sequence.key in copied}
-    chosen = tuple(i for i, sequence in enumerate(test) if _family(sequence) not in families)
+    families = {family(sequence) for sequence in test if sequence.key in copied}
+    chosen = tuple(i for i, sequence in enumerate(test) if family(sequence) not in families)
     if not chosen:
         raise MetricError(
             f"data set {data.name}: all {len(test)} held-out objects have the shape of a training object, expected "
@@ -86,6 +86,6 @@ def held_out(data: SequenceSet, points: int = POINTS) -> HeldOut:
     return HeldOut(len(test), chosen, copies)
 
 
-def _family(sequence) -> str:
+def family(sequence) -> str:
     """The base model of a variant; an object without one is its own."""
     return str((sequence.attributes or {}).get("base_model", sequence.key))

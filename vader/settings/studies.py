@@ -13,7 +13,7 @@ _QUICK_STAGE1 = dict(num_samples=24, learning_rate=2e-3, perceptual_network="non
 
 _NO_HASH = {field: getattr(AutodecoderConfig, field) for field in ("hash_rows", "hash_codebooks", "hash_multipliers")}
 # Photographed objects, by name, are learned as household is, but for a hash embedding: they are few.
-PATTERNS = {"figure4": "household_text", "sharpness": "furniture_chairs"}
+PATTERNS = {"figure4": "household_text", "sharpness": "furniture_chairs", "memory": "furniture_chairs"}
 CAPTURES = {  # of figure 4: objects, how many of them are held out, photographs of each, pixels of their sides
     "smoke": dict(count=3, heldout=1, views=16, side=192),
     "laptop": dict(count=24, heldout=4, views=20, side=208),
@@ -67,6 +67,23 @@ STUDIES = {
         data=dict(num_objects=32),
         reconstruction=dict(images_seen=8_000, density_noise_images=4_000),
         weights_precision="float32",
+    ),
+    # Originals and recoloured, stretched variants of 64 models. The last variant of each is for comparison: no training
+    # sees it. Small arms train on the first objects.
+    ("memory", "smoke"): dict(
+        data=dict(num_objects=16, heldout_objects=2, train_views=6, heldout_views=2),
+        reconstruction=dict(images_seen=320, density_noise_images=160),
+        diffusion=dict(latents_seen=320, warmup_latents=32),
+        evaluation=dict(num_samples=4, views=4, real_views=4, sampling_seeds=(0,)),
+    ),
+    ("memory", "laptop"): dict(
+        data=dict(num_objects=576, heldout_objects=8, train_views=20, heldout_views=4, variants=9),
+        autodecoder=dict(max_channels=64),
+        reconstruction=dict(
+            images_seen=102_400, num_samples=32, learning_rate=1e-3, perceptual_network="none", perceptual_images=1
+        ),
+        diffusion=dict(latents_seen=36_000),
+        evaluation=dict(num_samples=64, views=4, real_views=16, sampling_seeds=(0, 1)),
     ),
     # More objects than table rows, few small views of each. Embeddings are cut into 256 pieces as in B.3, since Eq. 11
     # depends on their number; of one number each, where the paper has four, so that the runs' files stay small.

@@ -156,18 +156,18 @@ def measure_generation(
     """
     started = time.monotonic()
     stage1 = autodecoder_run(sweep.base, data, device, max_seconds)
-    run = diffusion_run(experiment, data, device, _left(max_seconds, started), stage1=stage1)
-    if (left := _left(max_seconds, started)) is not None and left <= 0:
+    run = diffusion_run(experiment, data, device, time_left(max_seconds, started), stage1=stage1)
+    if (left := time_left(max_seconds, started)) is not None and left <= 0:
         raise Paused(f"{run.folder}: trained, its samples are still to be measured")
     place, score = select_device(device), experiment.evaluation
     models = Models(experiment, data, (stage1, run), load_autodecoder(stage1, experiment, place), place)
     draw, started = models.ours(), time.monotonic()
-    volumes = torch.cat([draw(chunk, score.sampling_seeds[0]) for chunk in _batches(score.num_samples)])
+    volumes = torch.cat([draw(chunk, score.sampling_seeds[0]) for chunk in batches(score.num_samples)])
     seconds = (time.monotonic() - started) / len(volumes)
     [features] = evaluation.sample_features(models, lambda indices, _: volumes[list(indices)], data.name)
     rows = evaluation.distance_rows([features], real_features(data, score), score)
     solids = [solid_parts(volume[0]) for volume in volumes]
-    objects = torch.cat([models.reconstruct(chunk) for chunk in _batches(len(data.split("train")))])
+    objects = torch.cat([models.reconstruct(chunk) for chunk in batches(len(data.split("train")))])
     usual = np.median([solid_parts(volume[0])[0] for volume in objects])
     found = {row["metric"]: torch.tensor(row["value"] / row["scale"], dtype=torch.float64) for row in rows}
     found |= {
@@ -192,11 +192,11 @@ def real_features(data: SequenceSet, score: EvaluationConfig) -> Features:
     return evaluation.real_features(data, score)
 
 
-def _batches(count: int) -> Iterable[range]:
+def batches(count: int) -> Iterable[range]:
     return (range(k, min(k + generation.BATCH, count)) for k in range(0, count, generation.BATCH))
 
 
-def _left(max_seconds: float | None, started: float) -> float | None:
+def time_left(max_seconds: float | None, started: float) -> float | None:
     return None if max_seconds is None else max_seconds - (time.monotonic() - started)
 
 
