@@ -27,7 +27,7 @@ from vader.report import (
     table,
     validate,
 )
-from vader.report.claims import claims_page, collect_claims
+from vader.report.claims import EQUAL_PAIRS, claims_page, collect_claims
 from vader.report.schema import check_row, report_digest
 from vader.store.files import write_json
 from vader.store.runs import Run
@@ -270,6 +270,20 @@ def test_a_verdict_needs_an_interval_that_excludes_zero(difference, below, above
     assert (verdict == "holds") == (low > 0)
     assert (verdict == "fails") == (high < 0)
     assert verdict in ("holds", "fails", "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"), [(0, "inconclusive"), (EQUAL_PAIRS - 1, "inconclusive"), (EQUAL_PAIRS, "fails")]
+)
+def test_a_gain_fails_where_both_sides_are_equal_in_all_of_many_pairs(pairs, verdict):
+    assert decide(0, 0, 0, pairs) == decide(-0.0, -0.0, 0.0, pairs) == verdict
+    assert decide(0, -1, 1, pairs) == "inconclusive", "some pairs differ"
+    assert decide(1, 0, 2, pairs) == decide(-1, -2, 0, pairs) == "inconclusive"
+
+
+def test_so_many_equal_pairs_that_fewer_than_one_in_twenty_differs():
+    share = 1 / 20
+    assert (1 - share) ** EQUAL_PAIRS < 0.05 < (1 - share) ** (EQUAL_PAIRS - 2)
 
 
 def test_an_interval_that_touches_zero_decides_nothing():

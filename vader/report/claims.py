@@ -18,14 +18,21 @@ from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
 
+EQUAL_PAIRS = 60  # by the rule of three, at 95 % confidence fewer than 3 / 60 of such pairs differ if none of 60 does
 
-def decide(difference: float, low: float, high: float) -> str:
+
+def decide(difference: float, low: float, high: float, pairs: int = 0) -> str:
     """The verdict on 'the difference is positive', given its interval: 'holds' and 'fails' only where that excludes 0.
+
+    pairs: of how many independent pairs the difference is the mean. Where both sides are equal in every one of at least
+    `EQUAL_PAIRS`, so that the interval is 0 alone, a gain is not unknown but absent, and 'fails'. Fewer decide nothing.
 
     For a ratio, give logarithms. Raises ReportError unless the numbers are finite and low <= high.
     """
     if not (all(map(math.isfinite, (difference, low, high))) and low <= high):
         raise ReportError(f"difference {difference:g} with interval [{low:g}, {high:g}], expected finite low <= high")
+    if difference == low == high == 0 and pairs >= EQUAL_PAIRS:
+        return "fails"
     return "holds" if difference > 0 and low > 0 else "fails" if difference < 0 and high < 0 else "inconclusive"
 
 
