@@ -413,6 +413,29 @@ def test_a_claim_that_another_report_of_the_profile_decides_is_not_listed_as_unt
     assert listed == {"laptop": ["fails"], "gpu": ["not_tested"]}
 
 
+def test_the_name_of_the_data_in_a_claim_makes_no_other_claim_of_one_that_is_untested():
+    """Nor does it join two claims that are decided, or claims of two notebooks."""
+    told = {"table1.heads.many": "not_tested", "table1.household.many": "holds", "table1.chairs.many": "fails"}
+    told |= {"table1.heads.other": "not_tested", "table1.many_more": "not_tested"}
+    report, elsewhere = example(), example(data="furniture")
+    for id, verdict in told.items():
+        (report if verdict == "not_tested" else elsewhere).claim(**{**CLAIM, "id": id, "verdict": verdict})
+    part = collect_claims([r.as_dict() for r in (report, elsewhere)])["profiles"]["laptop"]
+    assert {c["id"] for c in part["claims"]} & told.keys() == told.keys() - {"table1.heads.many"}
+    assert part["counts"]["not_tested"] == 2
+
+
+def test_an_effect_of_the_papers_size_is_recorded_beside_a_claim():
+    known = {**CLAIM, "id": "table2.embedding_length.psnr", "evidence": "loss 0.2 dB (95 % interval -0.3 to 0.7)"}
+    ledger = collect_claims([example().as_dict() | {"claims": [known, {**CLAIM, "id": "table1.z"}]}])
+    claims = {claim["id"]: claim for claim in ledger["profiles"]["laptop"]["claims"]}
+    told = claims["table2.embedding_length.psnr"]
+    assert (told["paper_effect"], told["excludes_paper_effect"], told["verdict"]) == (1.255, True, CLAIM["verdict"])
+    assert not {"paper_effect", "excludes_paper_effect"} & claims["table1.z"].keys()
+    words = "By the paper&#39;s PSNR the difference is 1.25, outside of the interval"
+    assert words in claims_page(ledger) and claims_page(ledger).count("By the paper") == 1
+
+
 def test_one_comparison_of_two_notebooks_is_one_claim():
     """Of the same runs, with the same numbers. Where either differs, both stay."""
     said = "difference 4.95 (95 % interval over seeds -13.4 to 23.3)"
