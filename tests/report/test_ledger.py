@@ -13,6 +13,7 @@ from vader.report.ledger import claims_page
 from vader.report.ledger.intervals import drawing, intervals, margin
 from vader.report.ledger.links import WORDS, connected
 from vader.report.ledger.page import stated
+from vader.report.ledger.papers import effect, papers_effect
 from vader.report.page import STYLE, write_page
 from vader.store.files import read_json
 
@@ -91,6 +92,42 @@ def test_margins_and_the_papers_numbers():
         == stated("parts.x")
         == ""
     )
+
+
+@pytest.mark.parametrize(
+    ("id", "text", "expected"),
+    [
+        ("table1.chairs.ours_beats_diffrf", "", 4.714 / 7.935),
+        ("table1.tables.diffrf_beats_eg3d", "", 10.03 / 11.67),
+        ("table2.embedding_length.psnr", "", 27.24 - 25.985),
+        ("table2.self_attention.psnr", "improves", 27.335 - 27.176),
+        ("table2.multi_frame.lpips", "", 6.855 - 6.255),
+        ("table3.household.more_steps_help", "", 29.37 / 32.44),
+        ("table3.people_heads.ours_beats_dls", "", 47.72 / 73.74),
+        ("table3.mvimgnet.ours_beats_dls", "", None),  # of no set that stands for it
+        ("table4.tables.cov_against_eg3d", "is better than that of EG3D", 60.25 - 48.15),
+        ("table4.tables.cov_against_diffrf", "is within 5 % of that of DiffRF", 60.25 - 0.95 * 61.54),
+        ("table4.tables.mmd_against_eg3d", "", None),  # in another unit
+        ("table4.chairs.cov_against_dls", "", None),  # not in the paper's table
+        ("table1.chairs.samples_are_no_copies", "", None),
+        ("table2.embedding_length.matters_most", "", None),
+        ("figure3.eight_beats_four", "", None),
+    ],
+)  # fmt: skip
+def test_the_papers_effect_is_that_of_its_tables_in_the_unit_of_the_evidence(id, text, expected):
+    found = effect(id, text)
+    assert expected is None and found is None or found[0] == pytest.approx(expected)
+
+
+def test_an_effect_of_the_papers_size_is_left_out_or_not_whatever_the_verdict():
+    def told(evidence: str):
+        return papers_effect({"id": "table2.embedding_length.psnr", "text": "x", "evidence": evidence})
+
+    small, large = told("loss 0.2 dB (95 % interval -0.3 to 0.7)"), told("loss 1.1 dB (95 % interval -0.3 to 2.5)")
+    assert small.excluded and not large.excluded and not small.ratio and told("a judgement by eye") is None
+    assert small.told == "By the paper's PSNR the difference is 1.25, outside of the interval"
+    ratio = {"id": "table3.household.more_steps_help", "text": "x", "evidence": "0.91 times (95 % interval 0.8 to 1.2)"}
+    assert papers_effect(ratio).told == "By the paper's KID on objaverse the ratio is 0.905, within the interval"
 
 
 # ---------------------------------------------------------------------------------------------------- the page itself

@@ -27,7 +27,7 @@ from vader.report import (
     table,
     validate,
 )
-from vader.report.claims import claims_page, collect_claims
+from vader.report.claims import EQUAL_PAIRS, claims_page, collect_claims
 from vader.report.schema import check_row, report_digest
 from vader.store.files import write_json
 from vader.store.runs import Run
@@ -272,6 +272,20 @@ def test_a_verdict_needs_an_interval_that_excludes_zero(difference, below, above
     assert verdict in ("holds", "fails", "inconclusive")
 
 
+@pytest.mark.parametrize(
+    ("pairs", "verdict"), [(0, "inconclusive"), (EQUAL_PAIRS - 1, "inconclusive"), (EQUAL_PAIRS, "fails")]
+)
+def test_a_gain_fails_where_both_sides_are_equal_in_all_of_many_pairs(pairs, verdict):
+    assert decide(0, 0, 0, pairs) == decide(-0.0, -0.0, 0.0, pairs) == verdict
+    assert decide(0, -1, 1, pairs) == "inconclusive", "some pairs differ"
+    assert decide(1, 0, 2, pairs) == decide(-1, -2, 0, pairs) == "inconclusive"
+
+
+def test_so_many_equal_pairs_that_fewer_than_one_in_twenty_differs():
+    share = 1 / 20
+    assert (1 - share) ** EQUAL_PAIRS < 0.05 < (1 - share) ** (EQUAL_PAIRS - 2)
+
+
 def test_an_interval_that_touches_zero_decides_nothing():
     assert decide(1, 0, 2) == decide(-1, -2, 0) == decide(0, 0, 0) == "inconclusive"
     assert decide(-1, 0.5, 2) == "inconclusive", "an interval on the other side of zero than the difference"
@@ -397,6 +411,29 @@ def test_a_claim_that_another_report_of_the_profile_decides_is_not_listed_as_unt
     profiles = collect_claims([r.as_dict() for r in (untested, decided, elsewhere)])["profiles"]
     listed = {p: [c["verdict"] for c in part["claims"] if c["id"] == "table1.a"] for p, part in profiles.items()}
     assert listed == {"laptop": ["fails"], "gpu": ["not_tested"]}
+
+
+def test_the_name_of_the_data_in_a_claim_makes_no_other_claim_of_one_that_is_untested():
+    """Nor does it join two claims that are decided, or claims of two notebooks."""
+    told = {"table1.heads.many": "not_tested", "table1.household.many": "holds", "table1.chairs.many": "fails"}
+    told |= {"table1.heads.other": "not_tested", "table1.many_more": "not_tested"}
+    report, elsewhere = example(), example(data="furniture")
+    for id, verdict in told.items():
+        (report if verdict == "not_tested" else elsewhere).claim(**{**CLAIM, "id": id, "verdict": verdict})
+    part = collect_claims([r.as_dict() for r in (report, elsewhere)])["profiles"]["laptop"]
+    assert {c["id"] for c in part["claims"]} & told.keys() == told.keys() - {"table1.heads.many"}
+    assert part["counts"]["not_tested"] == 2
+
+
+def test_an_effect_of_the_papers_size_is_recorded_beside_a_claim():
+    known = {**CLAIM, "id": "table2.embedding_length.psnr", "evidence": "loss 0.2 dB (95 % interval -0.3 to 0.7)"}
+    ledger = collect_claims([example().as_dict() | {"claims": [known, {**CLAIM, "id": "table1.z"}]}])
+    claims = {claim["id"]: claim for claim in ledger["profiles"]["laptop"]["claims"]}
+    told = claims["table2.embedding_length.psnr"]
+    assert (told["paper_effect"], told["excludes_paper_effect"], told["verdict"]) == (1.255, True, CLAIM["verdict"])
+    assert not {"paper_effect", "excludes_paper_effect"} & claims["table1.z"].keys()
+    words = "By the paper&#39;s PSNR the difference is 1.25, outside of the interval"
+    assert words in claims_page(ledger) and claims_page(ledger).count("By the paper") == 1
 
 
 def test_one_comparison_of_two_notebooks_is_one_claim():

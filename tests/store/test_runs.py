@@ -17,7 +17,7 @@ from torch import nn
 from vader.commands import main as vader
 from vader.settings.autodecoder import AutodecoderConfig
 from vader.store import runs
-from vader.store.files import plain, read_json, write_json
+from vader.store.files import pack_weights, plain, read_json, write_json
 from vader.store.runs import Record, RunError
 
 SETTINGS = {"stage": "autodecoder", "network": AutodecoderConfig(), "seed": 0}
@@ -210,6 +210,27 @@ def test_changed_weights_missing_weights_and_changed_settings_are_refused():
         runs.find("chairs", SETTINGS)
     run.weights("decoder").unlink()
     with pytest.raises(RunError, match=r"decoder\.safetensors: no such file"):
+        runs.find("chairs", SETTINGS)
+
+
+def test_packed_weights_are_refused_that_are_whole_but_not_those_of_the_training(store):
+    """Other packed weights read as well as the right ones. Only their SHA-256 in DONE tells them apart."""
+    run = runs.get("chairs", SETTINGS, train)
+    assert vader(["runs", "commit", run.folder.name]) == 0
+    shutil.rmtree(run.folder)
+    committed = runs.find("chairs", SETTINGS)
+    [packed] = committed.folder.glob("*.xz")
+    assert read_json(committed.folder / "DONE")["files"] == {
+        packed.name: hashlib.sha256(packed.read_bytes()).hexdigest()
+    }
+    other = store / "other.safetensors"
+    runs.save_weights(other, nn.Linear(2, 2), {"n": 2})
+    shutil.copyfile(pack_weights(other), packed)
+    assert runs.read_weights(packed)[1] == {"n": 2}
+    with pytest.raises(RunError, match=r"decoder\.safetensors\.xz: SHA-256 is"):
+        runs.find("chairs", SETTINGS)
+    packed.unlink()
+    with pytest.raises(RunError, match=r"decoder\.safetensors\.xz: no such file"):
         runs.find("chairs", SETTINGS)
 
 

@@ -14,18 +14,26 @@ from ..store.paths import reports_dir
 from .ledger import claims_page, renew_pages
 from .ledger.causes import Causes, read_causes
 from .ledger.intervals import intervals
+from .ledger.papers import papers_effect
 from .page import write_page
 from .report import read_reports
 from .schema import VERDICTS, ReportError
 
+EQUAL_PAIRS = 60  # by the rule of three, at 95 % confidence fewer than 3 / 60 of such pairs differ if none of 60 does
 
-def decide(difference: float, low: float, high: float) -> str:
+
+def decide(difference: float, low: float, high: float, pairs: int = 0) -> str:
     """The verdict on 'the difference is positive', given its interval: 'holds' and 'fails' only where that excludes 0.
+
+    pairs: of how many independent pairs the difference is the mean. Where both sides are equal in every one of at least
+    `EQUAL_PAIRS`, so that the interval is 0 alone, a gain is not unknown but absent, and 'fails'. Fewer decide nothing.
 
     For a ratio, give logarithms. Raises ReportError unless the numbers are finite and low <= high.
     """
     if not (all(map(math.isfinite, (difference, low, high))) and low <= high):
         raise ReportError(f"difference {difference:g} with interval [{low:g}, {high:g}], expected finite low <= high")
+    if difference == low == high == 0 and pairs >= EQUAL_PAIRS:
+        return "fails"
     return "holds" if difference > 0 and low > 0 else "fails" if difference < 0 and high < 0 else "inconclusive"
 
 
@@ -88,6 +96,7 @@ def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = No
     cause.
 
     A claim that one report leaves untested and another one of the profile decides, on other data, is listed as decided.
+    Where the name of the data is part of the claim's (table3.household.x), it does not make another claim of it.
     A comparison that two notebooks make of the same runs is listed once (`once`), with the others under "also".
     """
     profiles: dict[str, list[dict[str, Any]]] = {}
@@ -102,15 +111,22 @@ def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = No
             if also is None:
                 continue
             told = {**claim, **source, **({"cause": cause} if cause else {}), **({"also": also} if also else {})}
+            if papers := papers_effect(claim):
+                told |= {"paper_effect": float(f"{papers.value:.4g}"), "excludes_paper_effect": papers.excluded}
             profiles.setdefault(report["profile"], []).append(told)
     ledger = {}
     for profile, claims in sorted(profiles.items()):
-        decided = {claim["id"] for claim in claims if claim["verdict"] != "not_tested"}
-        claims = [claim for claim in claims if claim["verdict"] != "not_tested" or claim["id"] not in decided]
+        decided = {_regardless_of_data(claim["id"]) for claim in claims if claim["verdict"] != "not_tested"}
+        claims = [c for c in claims if c["verdict"] != "not_tested" or _regardless_of_data(c["id"]) not in decided]
         claims.sort(key=lambda claim: (VERDICTS.index(claim["verdict"]), claim["id"], claim["notebook"]))
         counts = Counter(claim["verdict"] for claim in claims)
         ledger[profile] = {"counts": {verdict: counts[verdict] for verdict in VERDICTS}, "claims": claims}
     return {"profiles": ledger}
+
+
+def _regardless_of_data(id: str) -> tuple[str, str]:
+    """Notebook and last part of a claim's name, between which the data may stand."""
+    return id.partition(".")[0], id.rpartition(".")[2]
 
 
 def once(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:

@@ -5,7 +5,8 @@
 writes `reports/power.md`. A claim is open where the interval of a difference over n seeds holds 0. Its half-width says
 how far seeds spread: s = h sqrt(n) / t(n - 1). With m seeds of the same spread the half-width is t(m - 1) s / sqrt(m),
 and a difference is decided by the smallest m for which that is less than the difference (`seeds_needed`). Two of them
-are looked at: the one observed, and the one that the paper's own numbers show, where they are in the same unit.
+are looked at: the one observed, and the one that the paper's own numbers show, where they are in the same unit
+(`report.ledger.papers`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..report import ReportError, paper
+from ..report import ReportError
 from ..report.claims import once
 from ..report.ledger.intervals import intervals
+from ..report.ledger.papers import PapersEffect, papers_effect
 from ..report.report import read_reports
 from ..store.files import write_file
 from ..store.paths import reports_dir
@@ -31,13 +33,16 @@ INTERVAL = re.compile(rf"({NUMBER}){UNIT} \(95 % interval over (?:(\d+) training
 
 # What would decide the claims whose intervals are over something else than seeds, by their names.
 OTHERWISE = {
-    r"figure2\.less_spurious_density": "nothing: in every pair both samples have the same share, so that there is no "
-    "difference to find",
-    r"figure4\..*": "more held-out captions, which need more photographed objects and a training",
-    r"figure5\..*": "more held-out captions of the set, or a training that reads prompts better",
-    r"figure9\.planted_.*": "a training in which the robust denoiser itself beats linear prediction. Where it does "
-    "not, the budget decides nothing by the rule, however far apart both lie (`tails.md` has why it does not)",
+    r"figure2\.less_spurious_density": "more samples, of which most have no spurious density at all",
+    r"figure4\..*": "more captions, which need more photographed objects and a training",
+    r"figure5\..*": "more held-out captions of the set, or a training that reads prompts better. Sampling seeds are so "
+    "many that more of them would hardly narrow the interval (`vader/settings/profiles.py`)",
+    r"figure9\.planted_.*": "a training in which the robust denoiser itself beats linear prediction. As it is, neither "
+    "converges. That the classic one does not is what the claim says, and that the robust one does not either takes "
+    "away what it would show (`tails.md` has why)",
     r"parts\..*": "more training videos, and with them other trainings",
+    r"table3\.household\..*": "more samples of each number of steps, and more trainings, since the interval spans what "
+    "each of two scored",
     r"table3\..*": "more samples of each number of steps",
     r"table4\..*\.shapes_are_no_copies": "more held-out models, and with them another split and its trainings",
     r"table4\..*": "more references, that is, training models, whose resampling both systems share. More samples "
@@ -55,13 +60,23 @@ class Open:
     low: float
     high: float
     seeds: int
-    implied: float | None  # the paper's own difference
+    papers: PapersEffect | None  # the paper's own difference
     minutes: float | None  # of one core, for one more seed
 
     @property
     def spread(self) -> float:
         """Standard deviation of the difference over seeds."""
         return (self.high - self.low) / 2 * math.sqrt(self.seeds) / _t(self.seeds)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A claim that something else than seeds of training could decide."""
+
+    id: str
+    report: str
+    evidence: str
+    papers: PapersEffect | None = None
 
 
 def seeds_needed(difference: float, spread: float) -> int | None:
@@ -75,18 +90,18 @@ def _t(n: int) -> float:
     return float(stats.t.ppf(0.975, n - 1))
 
 
-def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[Open], list[tuple[str, str, str]]]:
-    """The inconclusive claims of a profile: those that rest on seeds of training, and (id, report, evidence) of the
-    others, whose intervals are over objects, samples or videos of single trainings."""
+def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[Open], list[Other]]:
+    """The inconclusive claims of a profile: those that rest on seeds of training, and the others, whose intervals are
+    over objects, samples or videos of single trainings."""
     found, others = [], []
     reports = [r for r in reports if r["profile"] == profile]
     listed = once(reports)
     for report in reports:
         stem = f"{report['notebook']}.{profile}"
         for claim in (c for c in report["claims"] if c["verdict"] == "inconclusive" and (stem, c["id"]) in listed):
-            match = INTERVAL.search(claim["evidence"])
+            match, papers = INTERVAL.search(claim["evidence"]), papers_effect(claim)
             if match is None:
-                others.append((claim["id"], report["notebook"], claim["evidence"]))
+                others.append(Other(claim["id"], report["notebook"], claim["evidence"], papers))
                 continue
             difference, told, low, high = match.groups()
             found.append(
@@ -97,7 +112,7 @@ def open_claims(reports: Iterable[dict[str, Any]], profile: str) -> tuple[list[O
                     float(low),
                     float(high),
                     int(told) if told else _seeds(report),
-                    implied(claim["id"]),
+                    papers,
                     _minutes(report),
                 )
             )
@@ -144,36 +159,26 @@ def _minutes(report: dict[str, Any]) -> float | None:
     return sum(run["seconds"] for run in runs) / len(seeds) / 60 if runs else None
 
 
-def implied(claim: str) -> float | None:
-    """The difference that Table 2 of the paper shows for a claim about it, in the unit of the claim's evidence."""
-    parts = claim.split(".")
-    names = list(paper.TABLE2)
-    if parts[0] != "table2" or len(parts) != 3 or parts[1] not in names or parts[2] not in ("psnr", "lpips"):
-        return None
-    (psnr, lpips), (psnr_before, lpips_before) = paper.TABLE2[parts[1]], paper.TABLE2[names[names.index(parts[1]) - 1]]
-    lost = psnr_before - psnr if parts[2] == "psnr" else lpips - lpips_before
-    return abs(lost)
-
-
-def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) -> str:
+def page(profile: str, found: list[Open], others: list[Other]) -> str:
     """The table as Markdown."""
     lines = [
         f"# Power of the open claims, profile {profile}",
         "",
         "Written by `vader study power`. A claim is open where the interval over seeds of training holds 0. The "
         "columns on the right say how many seeds would close it, if seeds go on to spread as they did. One count is "
-        "for the difference observed here. The other is for the one that the paper's numbers show.",
+        "for the difference observed here. The other is for the one that the paper's numbers show. An open interval "
+        "may leave out an effect of the paper's size, which the column before says. That changes no verdict.",
         "",
-        "| claim | report | observed | spread over seeds | seeds so far | needed for the observed | needed for the "
-        "paper's | minutes of one core, one seed more |",
-        "|---|---|---|---|---|---|---|---|",
+        "| claim | report | observed | spread over seeds | seeds so far | needed for the observed | the paper's | "
+        "needed for the paper's | minutes of one core, one seed more |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for c in sorted(found, key=lambda c: _cost(c)):
-        papers = "–" if c.implied is None else f"{_said(seeds_needed(c.implied, c.spread))} ({c.implied:.3g})"
+        needed = "–" if c.papers is None else _said(seeds_needed(c.papers.value, c.spread))
         minutes = "–" if c.minutes is None else f"{c.minutes:.0f}"
         lines.append(
             f"| `{c.id}` | {c.report} | {c.difference:.3g} | {c.spread:.3g} | {c.seeds} | "
-            f"{_said(seeds_needed(c.difference, c.spread))} | {papers} | {minutes} |"
+            f"{_said(seeds_needed(c.difference, c.spread))} | {_papers(c.papers)} | {needed} | {minutes} |"
         )
     lines += ["", "## Open for another reason", ""]
     lines += [
@@ -181,13 +186,13 @@ def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) ->
         "interval shrinks with the root of their number. The column says how many times as many would leave out no "
         "difference, if the value stayed where it is.",
         "",
-        "| claim | report | found | times as many | what would decide it |",
-        "|---|---|---|---|---|",
+        "| claim | report | found | the paper's | times as many | what would decide it |",
+        "|---|---|---|---|---|---|",
     ]
-    for id, report, evidence in sorted(others):
-        times = times_as_many(evidence)
+    for c in sorted(others, key=lambda c: (c.id, c.report)):
+        times, said = times_as_many(c.evidence), c.evidence.split(";")[0]
         many = "–" if times is None else "over 100" if times > 100 else f"{times:.2g}"
-        lines.append(f"| `{id}` | {report} | {evidence.split(';')[0]} | {many} | {otherwise(id)} |")
+        lines.append(f"| `{c.id}` | {c.report} | {said} | {_papers(c.papers)} | {many} | {otherwise(c.id)} |")
     lines.append("")
     return "\n".join(lines)
 
@@ -195,6 +200,10 @@ def page(profile: str, found: list[Open], others: list[tuple[str, str, str]]) ->
 def _cost(claim: Open) -> float:
     needed = seeds_needed(claim.difference, claim.spread)
     return math.inf if needed is None else (needed - claim.seeds) * (claim.minutes or math.inf)
+
+
+def _papers(shown: PapersEffect | None) -> str:
+    return "–" if shown is None else f"{shown.value:.3g}, {'left out' if shown.excluded else 'within'}"
 
 
 def _said(seeds: int | None) -> str:

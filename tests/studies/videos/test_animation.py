@@ -15,6 +15,7 @@ from vader.data.sets import puppets
 from vader.evaluation.poses import VideoScores
 from vader.generation.animation import Animator, load_animator
 from vader.generation.volumes import load_models
+from vader.report.claims import EQUAL_PAIRS
 from vader.studies import steps
 from vader.studies.videos import animation
 from vader.studies.videos.animation import (
@@ -101,6 +102,13 @@ def test_gains_are_paired_and_leave_out_what_is_not_seen():
     verdict, evidence = gain([1.0, 21.0, NAN, 3.0], [3.0, 23.1, 0.0, NAN], -1, " degrees")
     assert verdict == "holds" and evidence.startswith("better by 2.05 degrees (95 % interval over 2 of 4 pairs")
     assert gain([1.0, 21.0], [3.0, 23.1], 1)[0] == "fails"
+    same = [0.25] * EQUAL_PAIRS
+    assert gain(same, same, -1) == (
+        "fails",
+        "better by 0 (95 % interval over 60 of 60 pairs 0 to 0), equal in each of them",
+    )
+    assert gain([*same, NAN], [*same, 0.5], 1)[0] == "fails" and gain(same[1:], same[1:], 1)[0] == "inconclusive"
+    assert gain([*same, 0.3], [*same, 0.2], 1)[0] == "inconclusive", "one pair differs"
     assert gain([1.0, NAN], [3.0, 2.0], 1) == ("inconclusive", "measured in 1 of 2 pairs only")
     with pytest.raises(ValueError, match="longer"):
         gain([1.0], [1.0, 2.0], 1)

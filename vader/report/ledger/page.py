@@ -12,9 +12,9 @@ from ..paper import TABLE1, TABLE2, TABLE4
 from ..schema import SYSTEMS, VERDICTS
 from .causes import CAUSES
 from .intervals import drawing, intervals, margin
+from .papers import DATA, papers_effect
 
 HERE = Path(__file__).parent
-DATA = {"chairs": "photoshape_chairs", "tables": "abo_tables"}
 UNITS = {"fid": "FID", "cov": "COV", "mmd": "MMD", "psnr": "PSNR", "lpips": "LPIPS"}
 
 
@@ -46,7 +46,7 @@ def claims_page(ledger: dict[str, Any]) -> str:
 
 def _told(claim: dict[str, Any], profile: str) -> dict[str, Any]:
     """What the page says of a claim."""
-    passing = margin(claim["text"])
+    passing, papers = margin(claim["text"]), papers_effect(claim)
     drawn = [
         {"words": (one.before, one.numbers, one.after), "svg": drawing(one, claim["verdict"], passing)}
         for one in intervals(claim["evidence"])
@@ -56,6 +56,7 @@ def _told(claim: dict[str, Any], profile: str) -> dict[str, Any]:
         "part": claim["id"].partition(".")[0],
         "words": claim["verdict"].replace("_", " "),
         "stated": stated(claim["id"]),
+        "papers": papers.told if papers else "",
         "drawn": drawn,
         "also": claim.get("also", []),
         "cause": {**claim["cause"], "words": CAUSES[claim["cause"]["cause"]]} if "cause" in claim else None,

@@ -144,7 +144,7 @@ def gain(ours: Sequence[float], other: Sequence[float], sign: int, unit: str = "
     """Whether the values of `ours` are the better ones, paired: the verdict, and the sentence that it rests on.
 
     sign: 1 where more is better, else -1. Pairs of which one is not defined are left out; inconclusive with fewer than
-    two others.
+    two others. Where all of many pairs are equal, a gain fails (`decide`).
     """
     both = zip(ours, other, strict=True)
     gains = [sign * (a - b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
@@ -152,7 +152,8 @@ def gain(ours: Sequence[float], other: Sequence[float], sign: int, unit: str = "
     if len(gains) < 2:
         return "inconclusive", f"measured in {counted} only"
     mean, low, high = seed_interval(gains)
-    return decide(mean, low, high), f"better by {mean:.3g}{unit} (95 % interval over {counted} {low:.3g} to {high:.3g})"
+    told = f"better by {mean:.3g}{unit} (95 % interval over {counted} {low:.3g} to {high:.3g})"
+    return decide(mean, low, high, len(gains)), told + (", equal in each of them" if not any(gains) else "")
 
 
 # ---------------------------------------------------------------------------------------------- generated subjects
