@@ -172,6 +172,26 @@ def test_the_excerpt_keeps_measured_and_stated_numbers_apart():
     assert set(lines[3].split("|")[2:6]) == {" – "}
 
 
+def test_the_excerpt_says_for_how_long_a_rival_was_trained_beside_ours():
+    def row(system, dataset, variant, seconds):
+        named = {"system": system, "dataset": dataset, "metric": "seconds", "variant": variant, "source": "measured"}
+        return {**named, "value": seconds}
+
+    rows = [
+        row("ours", "furniture_chairs", "training, autodecoder", 300.0),
+        row("ours", "furniture_chairs", "training, diffusion", 100.0),
+        row("eg3d", "furniture_chairs", "training, adversarial", 100.0),
+        row("ours", "furniture_tables", "training, autodecoder", 100.0),
+        row("pi_gan", "furniture_tables", "training, adversarial", 150.0),
+    ]
+    report = {"notebook": "table1-furniture", "profile": "laptop", "rows": rows}
+    status = {line.split(" | ")[0][2:]: line.split(" | ")[-1][:-2] for line in excerpt([report]).splitlines()[2:]}
+    assert status["EG3D"] == "scaled down, trained for 0.25 (chairs) of our time"
+    assert status["π-GAN"] == "scaled down, trained for 1.5 (tables) of our time"
+    assert status["Ours"] == status["DiffRF"] == "scaled down"
+    assert "trained" not in status["Direct latent sampling (fitted prior)"]
+
+
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 def test_a_reference_run_is_whole_and_says_where_it_comes_from(folder):
     run = open_run(folder)
