@@ -153,9 +153,11 @@ TEXT_SEEDS = tuple(range(12))
 # subsets need 1,000 real pictures, so 40 of each object are taken.
 FURNITURE_GPU = dict(heldout_objects=8, variants=1)
 DEPARTURES = {
-    ("laptop", "furniture_chairs"): dict(reconstruction=dict(images_seen=132_000), diffusion=dict(latents_seen=64_000)),
+    ("laptop", "furniture_chairs"): dict(
+        reconstruction=dict(images_seen=360_000), diffusion=dict(latents_seen=144_000)
+    ),
     ("laptop", "furniture_tables"): dict(
-        data=dict(num_objects=39), reconstruction=dict(images_seen=48_000), diffusion=dict(latents_seen=128_000)
+        data=dict(num_objects=39), reconstruction=dict(images_seen=240_000), diffusion=dict(latents_seen=128_000)
     ),
     ("gpu", "furniture_chairs"): dict(data=FURNITURE_GPU | dict(num_objects=64), evaluation=dict(real_views=40)),
     ("gpu", "furniture_tables"): dict(data=FURNITURE_GPU | dict(num_objects=39), evaluation=dict(real_views=40)),
