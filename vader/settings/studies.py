@@ -56,16 +56,16 @@ STUDIES = {
         evaluation=dict(num_samples=20, sampling_seeds=(0, 1)),
     ),
     ("figure4", "gpu"): dict(autodecoder=_NO_HASH),
-    # Half of the chairs, so that each is seen twice as often in the same time. Weights are kept whole, so that what
-    # rounding them costs can be measured.
+    # A quarter of the chairs, so that each is seen four times as often in the same time. Weights are kept whole, so
+    # that what rounding them costs can be measured.
     ("sharpness", "smoke"): dict(
         data=dict(num_objects=8, heldout_objects=1, train_views=6, heldout_views=2),
         reconstruction=dict(images_seen=160, density_noise_images=80),
         weights_precision="float32",
     ),
     ("sharpness", "laptop"): dict(
-        data=dict(num_objects=32),
-        reconstruction=dict(images_seen=8_000, density_noise_images=4_000),
+        data=dict(num_objects=16),
+        reconstruction=dict(images_seen=6_000, density_noise_images=3_000),
         weights_precision="float32",
     ),
     # Originals and recoloured, stretched variants of 64 models. The last variant of each is for comparison: no training
