@@ -132,7 +132,7 @@ def test_objects_that_stand_for_all_are_one_of_each_model_and_of_all_variants(co
 # ------------------------------------------------------------------------------------------------- toys of shapes
 
 
-def box_clouds(count: int, seed: int, again: int = 0, points: int = 256) -> np.ndarray:
+def box_clouds(count: int, seed: int, again: int = 0, points: int = 1024) -> np.ndarray:
     """Points on boxes of random sides. seed: of the sides; again: of the points."""
     clouds = []
     for k in range(count):
@@ -162,7 +162,7 @@ def test_a_model_that_memorises_has_a_novelty_near_zero_and_one_of_new_objects_n
         name: module.distance_scores([as_shapes(samples)], as_shapes(copies), real, 24)
         for name, samples in (("copies", copies), ("new", new))
     }
-    assert found["copies"]["novelty"][2] < 0.4 and found["copies"]["neighbours"] == (24,)
+    assert found["copies"]["novelty"][2] < 0.3 and found["copies"]["neighbours"] == (24,)
     value, low, high = found["new"]["novelty"]
     assert 0.7 < value < 1.4 and low < 1 < high
     assert 0.7 < found["new"]["novelty_others"][0] < 1.4
@@ -173,7 +173,7 @@ def test_a_model_that_memorises_has_a_novelty_near_zero_and_one_of_new_objects_n
 
 def test_samples_without_a_shape_have_no_novelty():
     real = toy(box_clouds(4, 0), box_clouds(2, 1), 4)
-    nothing = Shapes(np.empty((0, 256, 3), np.float32), np.arange(0), 3, empty=3)
+    nothing = Shapes(np.empty((0, 1024, 3), np.float32), np.arange(0), 3, empty=3)
     found = module.distance_scores([nothing], as_shapes(box_clouds(2, 0, 1)), real, 4)
     assert np.isnan(found["novelty"]).all() and found["without_shape"] == (3,)
     assert over_trainings([torch.tensor(found["novelty"])]) == {
@@ -257,10 +257,8 @@ def test_the_sentence_follows_from_the_numbers(intervals, kind, said):
 
 
 def test_an_interval_covers_objects_and_from_two_trainings_on_also_these():
-    first, second = (torch.tensor(x) for x in ([1.0, 0.8, 1.2], [1.1, 0.9, 1.3]))
-    assert over_trainings([first]) == pytest.approx(
-        {"value": 1.0, "trainings": [1.0], "low": 0.8, "high": 1.2}, abs=1e-6
-    )
+    first, second = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0.8, 1.2], [1.1, 0.9, 1.3]))
+    assert over_trainings([first]) == {"value": 1.0, "trainings": [1.0], "low": 0.8, "high": 1.2}
     both = over_trainings([first, second])
     assert both["value"] == pytest.approx(1.05) and both["low"] < 0.5 and both["high"] > 1.6, "Student's, of two values"
     alike = over_trainings([first, first])
@@ -287,13 +285,14 @@ def test_a_study_of_boxes_from_trainings_to_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "study", lambda *_: base)
     monkeypatch.setitem(module.SIZES, "smoke", (3, 6))
     asked = memory("smoke")
-    with pytest.raises(Paused, match="trained, its samples are still to be measured"):
-        asked.measure(asked, asked.experiments[arm(3)], data, "cpu", 0.0)
     done = sweep.table(asked, data, "cpu")
     trained = [f for f in (tmp_path / "runs").glob("balls-*") if f.is_dir()]
     assert len(trained) == 5, "two stages of two sizes, and the table"
     stage1 = [read_json(f / "record.json")["objects"] for f in trained if "-autodecoder-" in f.name]
     assert sorted(map(len, stage1)) == [3, 6] and {*stage1[0], *stage1[1]} <= {f"ball-{k}" for k in range(6)}
+
+    with pytest.raises(Paused, match="trained, its samples are still to be measured"):
+        asked.measure(asked, asked.experiments[arm(3)], data, "cpu", 0.0)
 
     numbers, picture, text = module.write(done, data)
     found = read_json(numbers)
