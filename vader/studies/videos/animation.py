@@ -105,7 +105,7 @@ def root_rotations(
 
 def render_motion(config: DataConfig, identity: int, motion: int) -> tuple[Video, Truth]:
     """The subject of rendered video `identity` moving as in video `motion`, by the renderer of the set."""
-    return import_module(f"..data.sets.{READERS[config.name]}", __package__).render_motion(config, identity, motion)
+    return import_module(f"...data.sets.{READERS[config.name]}", __package__).render_motion(config, identity, motion)
 
 
 def number(key: str) -> int:
