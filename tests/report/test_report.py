@@ -415,14 +415,24 @@ def test_a_claim_that_another_report_of_the_profile_decides_is_not_listed_as_unt
 
 def test_the_name_of_the_data_in_a_claim_makes_no_other_claim_of_one_that_is_untested():
     """Nor does it join two claims that are decided, or claims of two notebooks."""
-    told = {"table1.heads.many": "not_tested", "table1.household.many": "holds", "table1.chairs.many": "fails"}
+    told = {"table1.heads.many": "not_tested", "table1.furniture.many": "holds", "table1.chairs.many": "fails"}
     told |= {"table1.heads.other": "not_tested", "table1.many_more": "not_tested"}
-    report, elsewhere = example(), example(data="furniture")
+    report, elsewhere = example(data="heads"), example(data="furniture")
     for id, verdict in told.items():
         (report if verdict == "not_tested" else elsewhere).claim(**{**CLAIM, "id": id, "verdict": verdict})
     part = collect_claims([r.as_dict() for r in (report, elsewhere)])["profiles"]["laptop"]
     assert {c["id"] for c in part["claims"]} & told.keys() == told.keys() - {"table1.heads.many"}
     assert part["counts"]["not_tested"] == 2
+
+
+def test_what_a_report_tells_apart_itself_stays_untested_where_its_neighbour_is_decided():
+    """Tables do not decide for chairs: both are of one report's data."""
+    told = {"table1.chairs.many": "not_tested", "table1.tables.many": "holds"}
+    report = example(data="furniture")
+    for id, verdict in told.items():
+        report.claim(**{**CLAIM, "id": id, "verdict": verdict})
+    claims = collect_claims([report.as_dict()])["profiles"]["laptop"]["claims"]
+    assert {c["id"]: c["verdict"] for c in claims}.items() >= told.items()
 
 
 def test_an_effect_of_the_papers_size_is_recorded_beside_a_claim():

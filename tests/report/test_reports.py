@@ -214,6 +214,8 @@ UNCOMMITTED = {
     "puppets-autodecoder-c84aed9fef02",
     "table3-people_heads.laptop.json",  # only in another report's numbers, made in the same checkout
 }
+
+
 def commits() -> dict[str, set[str]]:
     """{report or run: the commits that it names}."""
     found = {}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.tiny import balls, tiny_experiment
+from vader.commands import study as study_command
 from vader.data import SequenceSet
 from vader.data.sets.furniture import list_jobs
 from vader.evaluation.shapes import Shapes
@@ -321,3 +322,8 @@ def test_real_features_of_the_originals_are_kept(monkeypatch):
         module.originals_features(data, 4, config)
     assert calls == [4]
     assert real_objects.yardsticks.cache_info().maxsize == 1
+
+
+def test_a_number_of_trainings_is_refused_where_the_study_has_its_own():
+    with pytest.raises(ConfigError, match="table2 takes no --seeds, memory alone does"):
+        study_command.main(["table2", "--profile", "smoke", "--seeds", "3"])

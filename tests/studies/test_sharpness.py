@@ -100,9 +100,10 @@ def test_the_study_writes_a_page_and_its_numbers(small, monkeypatch, tmp_path):
     monkeypatch.setenv("VADER_REPORTS", str(tmp_path / "new" / "reports"))
     kept = {PLAIN: small.base, "twice the images": small.experiments["twice the images"]}
     small = sharpness.Sweep("sharpness", small.base, kept, (0, 1), small.budget, small.measure)
-    file = sharpness.write(table(small, balls(small.base)), "smoke")
+    numbers, file = sharpness.write(table(small, balls(small.base)))
     rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0][2:] for row in rows] == ["change", "twice the images", *STORED.values()]
-    written = read_json(file.with_name("sharpness-smoke.json"))
+    written = read_json(numbers)
+    assert numbers.name == "sharpness-smoke.json"
     assert set(written["differences"]) == {"twice the images", *STORED.values()}
     assert len(written["plain"]["psnr"]) == 2 and written["environment"]["commit"]

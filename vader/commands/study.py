@@ -46,15 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="first of the seeds (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto (default)")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="trainings of each size, for memory (default: %(default)s)"
-    )
+    parser.add_argument("--seeds", type=int, help="trainings of each size, for memory alone (default: 1)")
     parser.add_argument(
         "--workers", type=int, help="processes, for table2, figure3, sharpness and memory (default: one per core)"
     )
     parser.add_argument("--max-seconds", type=float, help="pause with checkpoints after this many seconds")
     options = parser.parse_args(arguments)
     check_seed(options.seed)
+    require(options.seeds is None or options.study == "memory", f"{options.study} takes no --seeds, memory alone does")
     for line in _run(options):
         print(line)
     return 0
@@ -105,18 +104,20 @@ def _sweep(options: argparse.Namespace) -> Iterable[str]:
     from ..studies import sharpness, sweep
     from ..studies.memory import study as memory
 
-    if options.study == "memory":
-        asked = memory.memory(options.profile, options.seed, options.seeds)
-    else:
-        asked = {**sweep.SWEEPS, "sharpness": sharpness.sharpness}[options.study](options.profile, options.seed)
+    trainings = 1 if options.seeds is None else options.seeds
+    sweeps = {
+        **sweep.SWEEPS,
+        "sharpness": sharpness.sharpness,
+        "memory": lambda profile, seed: memory.memory(profile, seed, trainings),
+    }
+    writers = {"sharpness": lambda: sharpness.write(done), "memory": lambda: memory.write(done, data)}
+    asked = sweeps[options.study](options.profile, options.seed)
     sweep.require_trainable(asked)
     workers = torch.get_num_threads() if options.workers is None else options.workers
     data = prepare(asked.base.data)
     done = sweep.table(asked, data, options.device, workers, options.max_seconds)
-    if options.study == "memory":
-        return map(str, memory.write(done, data))
-    if options.study == "sharpness":
-        return [str(sharpness.write(done, options.profile))]
+    if options.study in writers:
+        return map(str, writers[options.study]())
     return [str(done.run.folder)]
 
 

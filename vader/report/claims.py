@@ -116,17 +116,17 @@ def collect_claims(reports: Iterable[dict[str, Any]], causes: Causes | None = No
             profiles.setdefault(report["profile"], []).append(told)
     ledger = {}
     for profile, claims in sorted(profiles.items()):
-        decided = {_regardless_of_data(claim["id"]) for claim in claims if claim["verdict"] != "not_tested"}
-        claims = [c for c in claims if c["verdict"] != "not_tested" or _regardless_of_data(c["id"]) not in decided]
+        decided = {_regardless_of_data(claim) for claim in claims if claim["verdict"] != "not_tested"}
+        claims = [c for c in claims if c["verdict"] != "not_tested" or _regardless_of_data(c) not in decided]
         claims.sort(key=lambda claim: (VERDICTS.index(claim["verdict"]), claim["id"], claim["notebook"]))
         counts = Counter(claim["verdict"] for claim in claims)
         ledger[profile] = {"counts": {verdict: counts[verdict] for verdict in VERDICTS}, "claims": claims}
     return {"profiles": ledger}
 
 
-def _regardless_of_data(id: str) -> tuple[str, str]:
-    """Notebook and last part of a claim's name, between which the data may stand."""
-    return id.partition(".")[0], id.rpartition(".")[2]
+def _regardless_of_data(claim: dict[str, Any]) -> str:
+    """A claim's name without the data of its report. What a report tells apart itself, as chairs and tables, stays."""
+    return claim["id"].replace(f".{claim['notebook'].partition('-')[2]}.", ".")
 
 
 def once(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:

@@ -146,8 +146,8 @@ HOUSEHOLD_LAPTOP = dict(
 # interval of a gain over 64 captions by up to 43 %. With twelve it is 12 % at most.
 TEXT_SEEDS = tuple(range(12))
 # Where a data set departs from its profile: real furniture is harder to fit than parametric shapes, and there are
-# 39 tables beside the held-out ones (data_cards/furniture_tables.md). In short trials more images bought
-# more than other settings of stage 1 did (`vader study sharpness` repeats them with three seeds). reports/budget-*.json
+# 39 tables beside the held-out ones (data_cards/furniture_tables.md). They see more images and latents than
+# the profile's other sets. `vader study sharpness` compares what else could make them sharper. reports/budget-*.json
 # has the costs beside those of the baselines.
 # Furniture of the gpu profile has the laptop's objects and cameras, at 128^2: so many views can travel to a machine
 # without a mesh renderer (`.ci/device --pack`), and variants of the same models would be eight times as many. KID's

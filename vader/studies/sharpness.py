@@ -131,9 +131,10 @@ def relative_cost(table: Table, name: str) -> float:
     return statistics.fmean(a / b for a, b in pairs)
 
 
-def page(table: Table, profile: str) -> str:
+def page(table: Table) -> str:
     """All gains as a table in Markdown."""
     base, found = table.sweep.base, gains(table)
+    profile = base.profile
     seeds = len(table.sweep.seeds)
     plain = ", ".join(
         f"{title.removesuffix(', dB')} {value:.3g}{' dB' if title.endswith('dB') else ''}"
@@ -164,8 +165,8 @@ def page(table: Table, profile: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def write(table: Table, profile: str) -> Path:
-    """Write both files beside the reports, and return the page."""
+def write(table: Table) -> list[Path]:
+    """Write numbers and page of a measured study beside the reports."""
     found = {
         name: {quantity: dict(zip(("value", "low", "high"), x, strict=True)) for quantity, x in differences.items()}
         for name, differences in gains(table).items()
@@ -179,7 +180,7 @@ def write(table: Table, profile: str) -> Path:
         "differences": found,
         "seconds": seconds,
     }
-    write_json(reports_dir() / f"sharpness-{profile}.json", content)
-    file = reports_dir() / "sharpness.md"
-    write_file(file, page(table, profile))
-    return file
+    numbers, text = reports_dir() / f"sharpness-{table.sweep.base.profile}.json", reports_dir() / "sharpness.md"
+    write_json(numbers, content)
+    write_file(text, page(table))
+    return [numbers, text]

@@ -98,8 +98,8 @@ ROWS = {  # quantity -> name of its row, digits
     "psnr_originals": ("PSNR of held-out views of the originals, dB", 2),
     "neighbours": ("training objects that are some sample's nearest", 0),
     "without_shape": ("samples without a surface", 0),
-    "seconds_stage1": ("seconds of stage 1", 0),
-    "seconds_stage2": ("seconds of stage 2", 0),
+    "seconds_stage1": ("seconds of stage 1, of wall time beside other work", 0),
+    "seconds_stage2": ("seconds of stage 2, likewise", 0),
 }
 DISTANCES = {  # Chamfer distances
     "distance_samples": "samples",
